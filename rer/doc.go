@@ -1,0 +1,64 @@
+// Package rer defines the remote execution request, the status that answers
+// it, and every message between home and a session. It only defines: types,
+// their encoding and their bounds. It imports nothing of the tree.
+//
+// # The link
+//
+// Home (the client) connects; the session (the server) answers. Both ends of
+// a link speak internal/transport: numbered channels that carry whole
+// messages in order. Home opens channels with odd numbers, the session with
+// even ones. Two channels exist from the start and are never opened or
+// closed: [ControlChannel] and [FilesChannel].
+//
+// # Control
+//
+// Each message on the control channel is one CBOR [Message], a struct of
+// pointers of which exactly one is set. Maps have integer keys. Unknown keys
+// are ignored, unless the message lists them in Critical: then it is refused
+// with [ReasonVersion]. A number is never used twice.
+//
+//	home                          session
+//	Hello           ->            first message of each side; the higher of
+//	                <-  Hello     the common versions holds, none: Refused
+//	Launch          ->            channels that it names are open already
+//	                <-  Started   the command runs (execve has succeeded)
+//	                <-  Refused   or it never ran and never will
+//	Signal          ->            to the job; Kill: hang up, then kill
+//	                <-  Stopped   the command stopped; home's agent does too
+//	                <-  Continued
+//	                <-  Ended     exactly once for each Started
+//	Ping            <->  Pong     when nothing was heard for a while
+//
+// A request id is launched at most once, whatever is sent again: a second
+// Launch with an id that the session has seen is refused with [ReasonTwice].
+//
+// # Descriptors
+//
+// Home lists the open file descriptions that the command inherits
+// ([Description], each once) and the numbers by which it has them ([FD]).
+// A description whose bytes cross (pipe, socket, terminal, relayed) has a
+// channel. Messages on it begin with one byte, the kind:
+//
+//	'd' bytes   data, at most 60 KiB
+//	'e'         no more data from this side (half close, end of file)
+//	'h'         the sender's reader is gone: data sent to it is dropped, the
+//	            writer at the far side gets EPIPE
+//	'c' uint64  consumed: how many bytes, in all, the job has read so far
+//	            (big endian; only where Description.Paced)
+//	't' termios terminal settings changed; struct termios of linux/amd64
+//	            without padding: iflag, oflag, cflag, lflag uint32 big
+//	            endian, line byte, 19 control bytes
+//	'w' 4xuint16 window size: rows, columns, x, y; big endian
+//	'f' int32   home's foreground process group changed (big endian)
+//
+// A message of an unknown kind is dropped. A session may address channels
+// that home opened and no other; a message on any other is answered by a
+// transport error for that channel and touches nothing.
+//
+// # Order
+//
+// Home sends recalls (package fsproto) before any later byte or message, and
+// a session has handled them before it hands that byte to a job. Ended says
+// how many bytes each channel carried; home delivers the status only when it
+// has written all of them.
+package rer
