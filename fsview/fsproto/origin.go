@@ -252,6 +252,9 @@ type Forgotten struct {
 type Origin interface {
 	Lookup(ctx context.Context, parent Node, name string) (Entry, error)
 	Forget(list []Forgotten)
+	// Ref hands a node out once more, by its number alone: for descriptors
+	// and directories that a job inherits. ESTALE for an unknown number.
+	Ref(ctx context.Context, n Node) (Entry, error)
 	Getattr(ctx context.Context, n Node, fh FH) (AttrReply, error)
 	Setattr(ctx context.Context, in *SetattrIn) (AttrReply, error)
 	Access(ctx context.Context, n Node, mask uint32) error
