@@ -89,6 +89,7 @@ type Stopped struct {
 	Signo     int        `cbor:"2,keyasint"`
 	Sent      []Sent     `cbor:"3,keyasint,omitempty"`
 	Positions []Position `cbor:"4,keyasint,omitempty"`
+	Consumed  []Sent     `cbor:"5,keyasint,omitempty"`
 }
 
 // Continued reports that a stopped command runs again.
@@ -102,6 +103,9 @@ type Ended struct {
 	Status    Status     `cbor:"2,keyasint"`
 	Sent      []Sent     `cbor:"3,keyasint,omitempty"`
 	Positions []Position `cbor:"4,keyasint,omitempty"`
+	// Consumed says for each paced channel how many bytes the job has read in
+	// all, as the last 'c' message does: that one may come later than this.
+	Consumed []Sent `cbor:"5,keyasint,omitempty"`
 }
 
 // Sent says how many data bytes the session has sent on a channel so far.
