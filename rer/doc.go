@@ -40,9 +40,12 @@
 // channel. Messages on it begin with one byte, the kind:
 //
 //	'd' bytes   data, at most 60 KiB
-//	'e'         no more data from this side (half close, end of file)
+//	'e'         no more data from this side (half close, end of file). From
+//	            the session: the last writer has let go of a pipe, or a job
+//	            has shut a socket down for writing; not that it closed one
 //	'h'         the sender's reader is gone: data sent to it is dropped, the
-//	            writer at the far side gets EPIPE
+//	            writer at the far side gets EPIPE. Of a socket: nobody has
+//	            its end any more, so nothing is written there either
 //	'c' uint64  consumed: how many bytes, in all, the job has read so far
 //	            (big endian; only where Description.Paced)
 //	't' termios terminal settings changed; struct termios of linux/amd64
@@ -50,6 +53,11 @@
 //	            endian, line byte, 19 control bytes
 //	'w' 4xuint16 window size: rows, columns, x, y; big endian
 //	'f' int32   home's foreground process group changed (big endian)
+//
+// Home opens the channel of a paced description in the class of control: the
+// last 'c' is then not overtaken by Ended. After Ended the other channels live
+// on for the job's descendants; home closes each when it has had 'e' for what
+// they write and 'h' for what they read.
 //
 // A message of an unknown kind is dropped. A session may address channels
 // that home opened and no other; a message on any other is answered by a

@@ -1,0 +1,531 @@
+package pump
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rexec/rer"
+)
+
+// How often a terminal with a running job is looked at: nothing tells of
+// settings, size or foreground group that changed. Slower when nothing has
+// changed for a while.
+const (
+	tickFast  = 50 * time.Millisecond
+	tickSlow  = 200 * time.Millisecond
+	tickQuiet = 5 * time.Second
+)
+
+// Terminal is one terminal of home's and its channel, shared by jobs.
+//
+// Its settings are those of the job's view ("logical"): what a local program
+// would find. While a job's agent is in the foreground group the terminal
+// itself has them with raw input; at every other time it has them as they
+// are, and what others set then becomes the logical settings.
+type Terminal struct {
+	ch     Channel
+	end    *end // reads and writes
+	ctl    *end // ioctls; never closed before the goroutines ended
+	dev    uint64
+	settle func()
+
+	stop chan struct{}
+	kick chan struct{} // capacity 1
+	wg   sync.WaitGroup
+	once sync.Once
+
+	mu         sync.Mutex
+	jobs       map[any]*member
+	logical    unix.Termios
+	raw        bool
+	changed    chan struct{} // closed and replaced when raw changes
+	size       unix.Winsize
+	foreground int32
+	written    uint64
+	progress   chan struct{}
+	set        unix.Termios // what apply left
+	tell       tell
+
+	out    sync.Mutex // one write after the other; mu is never taken within it
+	cr     crFilter
+	hungUp bool
+}
+
+// tell is what the session does not know yet.
+type tell struct{ termios, size, group bool }
+
+// holdCR is how long a CR waits for its LF.
+const holdCR = 10 * time.Millisecond
+
+type member struct {
+	agent   int32
+	stopped bool
+}
+
+// OpenTerminal takes charge of the terminal that the first usable of fds is;
+// all of them are the same one and stay the caller's. agent is the process by
+// which the foreground group is known.
+func OpenTerminal(p *Poller, fds []int, agent int32, ch Channel, settle func()) (*Terminal, error) {
+	t := &Terminal{
+		ch: ch, settle: settle,
+		stop: make(chan struct{}), kick: make(chan struct{}, 1),
+		jobs: make(map[any]*member), changed: make(chan struct{}), progress: make(chan struct{}),
+	}
+	if t.settle == nil {
+		t.settle = func() {}
+	}
+	if err := t.open(p, fds); err != nil {
+		return nil, err
+	}
+	_, t.foreground, _ = jobControl(agent)
+	t.wg.Go(t.receive)
+	t.wg.Go(t.input)
+	t.wg.Go(t.watch)
+	return t, nil
+}
+
+func (t *Terminal) open(p *Poller, fds []int) error {
+	if len(fds) == 0 {
+		return fmt.Errorf("terminal: %w", unix.EBADF)
+	}
+	var err error
+	if t.dev, err = terminalDev(fds[0]); err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	if t.ctl, err = dupEnd(p, fds[0], false); err != nil {
+		return err
+	}
+	if t.end, err = openTerminalEnd(p, fds); err != nil {
+		t.ctl.close()
+		return err
+	}
+	if err = t.look(); err != nil {
+		t.end.close()
+		t.ctl.close()
+		return fmt.Errorf("terminal: %w", err)
+	}
+	return nil
+}
+
+// openTerminalEnd prefers one that can be reopened: the first may have been
+// opened as /dev/tty, which means another terminal here.
+func openTerminalEnd(p *Poller, fds []int) (*end, error) {
+	for _, fd := range fds {
+		e, err := openEnd(p, fd, unix.O_RDWR, false)
+		if err != nil || e.own {
+			return e, err
+		}
+		e.close()
+	}
+	return dupEnd(p, fds[0], false)
+}
+
+// look reads settings and size as they are now.
+func (t *Terminal) look() error {
+	got, err := unix.IoctlGetTermios(t.ctl.fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	size, err := unix.IoctlGetWinsize(t.ctl.fd, unix.TIOCGWINSZ)
+	if err != nil {
+		return err
+	}
+	t.logical, t.size = *got, *size
+	return nil
+}
+
+// TerminalDev is the number of the terminal that fd is; false: it is none.
+func TerminalDev(fd int) (uint64, bool) {
+	dev, err := terminalDev(fd)
+	return dev, err == nil
+}
+
+// Describe fills in what a request says of the terminal.
+func (t *Terminal) Describe(r *rer.Terminal) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.Dev = t.dev
+	r.Termios = EncodeTermios(&t.logical)
+	r.Rows, r.Cols, r.X, r.Y = t.size.Row, t.size.Col, t.size.Xpixel, t.size.Ypixel
+	r.Foreground = t.foreground
+}
+
+// Join adds a job, whose agent is a process of home's.
+func (t *Terminal) Join(job any, agent int32) {
+	t.mu.Lock()
+	t.jobs[job] = &member{agent: agent}
+	t.tick()
+	t.mu.Unlock()
+	t.Look()
+}
+
+// Leave takes a job away. When it returns the terminal has its settings back,
+// unless another job is in the foreground. It says how many jobs are left.
+func (t *Terminal) Leave(job any) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.jobs, job)
+	t.tick()
+	return len(t.jobs)
+}
+
+// Suspend is Leave for a job that stopped, Resume the way back.
+func (t *Terminal) Suspend(job any) { t.suspend(job, true) }
+
+// Resume is told when the job's agent runs again.
+func (t *Terminal) Resume(job any) { t.suspend(job, false) }
+
+func (t *Terminal) suspend(job any, stopped bool) {
+	t.mu.Lock()
+	if m := t.jobs[job]; m != nil {
+		m.stopped = stopped
+	}
+	t.tick()
+	t.mu.Unlock()
+	t.Look()
+}
+
+// Look has the terminal looked at soon: its size changed, or an agent runs
+// again.
+func (t *Terminal) Look() {
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+// WaitWritten returns when n data bytes have been written, the terminal is
+// gone, or cancel is closed.
+func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
+	for {
+		t.mu.Lock()
+		ready, progress := t.written >= n, t.progress
+		t.mu.Unlock()
+		if ready {
+			t.flush()
+			return
+		}
+		select {
+		case <-progress:
+		case <-t.stop:
+			return
+		case <-cancel:
+			return
+		}
+	}
+}
+
+// Close restores the terminal and lets it go.
+func (t *Terminal) Close() {
+	t.halt()
+	t.ch.Close()
+	t.wg.Wait()
+	t.mu.Lock()
+	t.restore()
+	t.mu.Unlock()
+	t.out.Lock() // a flush may be under way
+	defer t.out.Unlock()
+	t.end.close()
+	t.ctl.close()
+}
+
+// halt ends the goroutines and restores the terminal.
+func (t *Terminal) halt() {
+	t.once.Do(func() {
+		close(t.stop)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.restore()
+		t.turn(false)
+	})
+}
+
+// watch looks at the terminal again and again while a job runs.
+func (t *Terminal) watch() {
+	quiet := time.Now()
+	for {
+		t.mu.Lock()
+		t.tick()
+		changed, running := t.news(), t.running()
+		t.mu.Unlock()
+		for _, msg := range changed {
+			_ = t.ch.Send(msg)
+		}
+		if len(changed) > 0 {
+			quiet = time.Now()
+		}
+		var next <-chan time.Time
+		if running {
+			d := tickFast
+			if time.Since(quiet) > tickQuiet {
+				d = tickSlow
+			}
+			next = time.After(d)
+		}
+		select {
+		case <-t.stop:
+			return
+		case <-t.kick:
+			quiet = time.Now()
+		case <-next:
+		}
+	}
+}
+
+func (t *Terminal) running() bool {
+	for _, m := range t.jobs {
+		if !m.stopped {
+			return true
+		}
+	}
+	return false
+}
+
+// tick looks at foreground group, settings and size, makes the input raw or
+// restores it, and notes what the session is to be told. The caller has the
+// lock.
+func (t *Terminal) tick() {
+	select {
+	case <-t.stop:
+		return
+	default:
+	}
+	front, group := t.front()
+	if group > 0 && group != t.foreground {
+		t.foreground, t.tell.group = group, true
+	}
+	now, err := unix.IoctlGetTermios(t.ctl.fd, unix.TCGETS)
+	if err != nil {
+		return // hung up
+	}
+	t.follow(*now, front)
+	if size, err := unix.IoctlGetWinsize(t.ctl.fd, unix.TIOCGWINSZ); err == nil && *size != t.size {
+		t.size, t.tell.size = *size, true
+	}
+}
+
+// front says whether a running job's agent is in the foreground group, and
+// which group that is, 0 if unknown.
+func (t *Terminal) front() (front bool, group int32) {
+	for _, m := range t.jobs {
+		own, fore, err := jobControl(m.agent)
+		if err != nil {
+			continue
+		}
+		group = fore
+		front = front || own == fore && !m.stopped
+	}
+	return front, group
+}
+
+// follow brings the terminal from the settings that it has now to those that
+// it should have.
+func (t *Terminal) follow(now unix.Termios, front bool) {
+	switch {
+	case t.raw && front:
+		if now != t.set {
+			// Somebody at home changed something beneath us.
+			t.logical, t.tell.termios = carryOver(t.logical, t.set, now), true
+			t.apply(rawInput(t.logical))
+		}
+	case t.raw:
+		// Where the shell has set its own mode already that one stays.
+		if now == t.set {
+			t.apply(t.logical)
+		}
+		t.turn(false)
+	default:
+		// A shell that saved the raw mode when its job stopped puts it back.
+		if now != t.logical && !(front && now == rawInput(t.logical)) {
+			t.logical, t.tell.termios = now, true
+		}
+		if front {
+			t.apply(rawInput(t.logical))
+			t.turn(true)
+		}
+	}
+}
+
+// apply gives the terminal settings at once, dropping nothing, and remembers
+// what the driver made of them.
+func (t *Terminal) apply(set unix.Termios) {
+	if unix.IoctlSetTermios(t.ctl.fd, unix.TCSETS, &set) != nil {
+		return
+	}
+	t.set = set
+	if got, err := unix.IoctlGetTermios(t.ctl.fd, unix.TCGETS); err == nil {
+		t.set = *got
+	}
+}
+
+func (t *Terminal) turn(raw bool) {
+	t.raw = raw
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// restore gives the terminal its settings back if it still has ours.
+func (t *Terminal) restore() {
+	if now, err := unix.IoctlGetTermios(t.ctl.fd, unix.TCGETS); err == nil && t.raw {
+		t.follow(*now, false)
+	}
+}
+
+// news gives the messages that tell the session what changed. The caller has
+// the lock.
+func (t *Terminal) news() (msgs [][]byte) {
+	if t.tell.termios {
+		msgs = append(msgs, append([]byte{'t'}, EncodeTermios(&t.logical)...))
+	}
+	if t.tell.size {
+		b := []byte{'w'}
+		for _, n := range []uint16{t.size.Row, t.size.Col, t.size.Xpixel, t.size.Ypixel} {
+			b = binary.BigEndian.AppendUint16(b, n)
+		}
+		msgs = append(msgs, b)
+	}
+	if t.tell.group {
+		msgs = append(msgs, binary.BigEndian.AppendUint32([]byte{'f'}, uint32(t.foreground)))
+	}
+	t.tell = tell{}
+	return msgs
+}
+
+// receive handles what the session says.
+func (t *Terminal) receive() {
+	defer t.halt()
+	for {
+		msg, err := t.ch.Recv()
+		if err != nil {
+			return
+		}
+		if len(msg) == 0 {
+			continue
+		}
+		switch msg[0] {
+		case 'd':
+			t.output(msg[1:])
+		case 't':
+			t.jobSet(msg[1:])
+		}
+	}
+}
+
+// jobSet is a job's tcsetattr(3): it holds at home as if done here, though
+// input stays raw for now.
+func (t *Terminal) jobSet(body []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	set := t.logical
+	if !decodeTermios(body, &set) || set == t.logical {
+		return
+	}
+	t.logical = set
+	if t.raw {
+		set = rawInput(set)
+	}
+	t.apply(set)
+	if !t.raw {
+		t.logical = t.set
+	}
+}
+
+func (t *Terminal) output(data []byte) {
+	t.mu.Lock()
+	keep := !addsCR(&t.logical)
+	t.mu.Unlock()
+	t.out.Lock()
+	t.write(t.cr.filter(data, keep))
+	if t.cr.held {
+		time.AfterFunc(holdCR, t.flush)
+	}
+	t.out.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.written += uint64(len(data))
+	close(t.progress)
+	t.progress = make(chan struct{})
+}
+
+// flush writes a CR that no LF has followed: the job's own.
+func (t *Terminal) flush() {
+	t.out.Lock()
+	defer t.out.Unlock()
+	t.write(t.cr.flush())
+}
+
+// write is whole or, once the terminal has hung up, nothing. The caller has
+// the lock out.
+func (t *Terminal) write(b []byte) {
+	select {
+	case <-t.stop:
+		return // the descriptor may be closed
+	default:
+	}
+	if !t.hungUp && len(b) > 0 {
+		err := t.end.writeAll(b, t.stop)
+		t.hungUp = err != nil && err != errStopped
+	}
+}
+
+// input sends what is typed while the input is raw.
+func (t *Terminal) input() {
+	buf := make([]byte, 1+4096)
+	buf[0] = 'd'
+	for {
+		cancel, ok := t.whenRaw()
+		if !ok {
+			return
+		}
+		n, err := t.tryInput(buf[1:])
+		switch {
+		case err == unix.EAGAIN:
+			_, _ = t.end.poller.wait(t.end.fd, unix.EPOLLIN, cancel)
+			continue
+		case err != nil || n == 0:
+			_ = t.ch.Send([]byte{'e'}) // hung up
+			return
+		}
+		t.settle()
+		if t.ch.Send(buf[:1+n]) != nil {
+			return
+		}
+	}
+}
+
+// whenRaw waits until input is raw; what it returns is closed when that is
+// over. false: the terminal is being closed.
+func (t *Terminal) whenRaw() (<-chan struct{}, bool) {
+	for {
+		t.mu.Lock()
+		raw, changed := t.raw, t.changed
+		t.mu.Unlock()
+		select {
+		case <-t.stop:
+			return nil, false
+		default:
+		}
+		if raw {
+			return changed, true
+		}
+		select {
+		case <-t.stop:
+		case <-changed:
+		}
+	}
+}
+
+// tryInput reads under the lock: once the input is not raw any more, what
+// lies there belongs to others.
+func (t *Terminal) tryInput(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.raw {
+		return 0, unix.EAGAIN
+	}
+	return t.end.tryRead(b)
+}
