@@ -54,10 +54,9 @@
 //	'w' 4xuint16 window size: rows, columns, x, y; big endian
 //	'f' int32   home's foreground process group changed (big endian)
 //
-// Home opens the channel of a paced description in the class of control: the
-// last 'c' is then not overtaken by Ended. After Ended the other channels live
-// on for the job's descendants; home closes each when it has had 'e' for what
-// they write and 'h' for what they read.
+// Channels live on after Ended, for the job's descendants: home closes each
+// when it has had 'e' for what they write and 'h' for what they read. Paced
+// channels it closes at Ended.
 //
 // A message of an unknown kind is dropped. A session may address channels
 // that home opened and no other; a message on any other is answered by a

@@ -92,12 +92,11 @@ func (p *Pump) pacedInput() {
 		return
 	}
 	defer c.close()
-	var consumed uint64
 	ended, delay := false, pacedFirst
 	for {
-		p.consume(&consumed)
+		p.consume()
 		if !ended {
-			progress, eof := p.sendFront(c, p.sent-consumed)
+			progress, eof := p.sendFront(c, p.sent-p.consumed)
 			if eof {
 				p.sendEnd()
 			}
@@ -107,8 +106,8 @@ func (p *Pump) pacedInput() {
 				continue
 			}
 		}
-		if !p.waitPaced(ended, p.sent > consumed, &delay) {
-			p.consume(&consumed)
+		if !p.waitPaced(ended, p.sent > p.consumed, &delay) {
+			p.consume()
 			return
 		}
 	}
@@ -163,17 +162,25 @@ func (p *Pump) waitPaced(ended, outstanding bool, delay *time.Duration) bool {
 }
 
 // consume takes out what the job has read, never more than it was sent.
-func (p *Pump) consume(consumed *uint64) {
+func (p *Pump) consume() {
 	p.mu.Lock()
 	want := min(p.ack, p.sent)
 	p.mu.Unlock()
+	// Only this goroutine changes consumed.
+	got := p.consumed
 	var buf [32 << 10]byte
-	for *consumed < want {
-		n, err := p.rd.tryRead(buf[:min(want-*consumed, uint64(len(buf)))])
+	for got < want {
+		n, err := p.rd.tryRead(buf[:min(want-got, uint64(len(buf)))])
 		if err != nil || n == 0 {
-			*consumed = want // someone else took it
-			return
+			got = want // someone else took it
+			break
 		}
-		*consumed += uint64(n)
+		got += uint64(n)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if got != p.consumed {
+		p.consumed = got
+		p.moved()
 	}
 }

@@ -38,9 +38,6 @@ const MaxData = 60 << 10
 type Channel interface {
 	Send(b []byte) error
 	Recv() ([]byte, error)
-	// Handle is instead of Recv: f gets the messages in the order of the
-	// whole link, must not block, and gets nil at the end.
-	Handle(f func(msg []byte))
 	Close() error
 }
 
@@ -64,22 +61,23 @@ type Pump struct {
 	rd, wr *end
 	watch  *end // a second descriptor of wr's description, to see its reader go
 
-	stop   chan struct{} // everything ends
-	stopIn chan struct{} // nothing more is read at home
-	acked  chan struct{} // capacity 1: the job has read more
-	done   chan struct{} // every goroutine has ended
-	gone   chan struct{} // nothing more can be written at home
-	outEnd chan struct{} // the far side will send no more data
-	wg     sync.WaitGroup
+	stop     chan struct{} // everything ends
+	stopIn   chan struct{} // nothing more is read at home
+	acked    chan struct{} // capacity 1: the job has read more
+	done     chan struct{} // every goroutine has ended
+	gone     chan struct{} // nothing more can be written at home
+	outEnd   chan struct{} // the far side will send no more data
+	inDone   chan struct{} // the input goroutine has ended
+	finished chan struct{} // Finish was called
+	wg       sync.WaitGroup
 
 	mu        sync.Mutex
 	written   uint64
-	ack       uint64 // bytes the job has read, as the session said
-	sent      uint64 // bytes sent to the session
-	ended     map[chan struct{}]bool
-	progress  chan struct{} // closed and replaced when written grows
+	ack       uint64        // bytes the job has read, as the session said
+	sent      uint64        // bytes sent to the session; the input goroutine's own
+	consumed  uint64        // bytes of those taken out at home
+	progress  chan struct{} // closed and replaced when written or consumed grows
 	finishing bool
-	inDone    chan struct{} // the input goroutine has ended
 }
 
 // Start begins to pump.
@@ -88,7 +86,7 @@ func Start(opt Options) (*Pump, error) {
 		opt:  opt,
 		stop: make(chan struct{}), stopIn: make(chan struct{}), acked: make(chan struct{}, 1),
 		done: make(chan struct{}), gone: make(chan struct{}), outEnd: make(chan struct{}),
-		ended: make(map[chan struct{}]bool), progress: make(chan struct{}), inDone: make(chan struct{}),
+		finished: make(chan struct{}), progress: make(chan struct{}), inDone: make(chan struct{}),
 	}
 	if p.opt.Settle == nil {
 		p.opt.Settle = func() {}
@@ -139,19 +137,7 @@ func (p *Pump) run() {
 	} else {
 		p.wg.Go(p.watchReader)
 	}
-	if p.opt.Paced && p.wr == nil {
-		// Nothing that comes makes it block, and the last count is known here
-		// before the word that the job has ended.
-		p.opt.Channel.Handle(func(msg []byte) {
-			if msg == nil {
-				p.halt()
-			} else if len(msg) > 0 {
-				p.handle(msg[0], msg[1:])
-			}
-		})
-	} else {
-		p.wg.Go(p.receive)
-	}
+	p.wg.Go(p.receive)
 	p.wg.Go(p.supervise)
 	go func() { p.wg.Wait(); p.closeEnds(); close(p.done) }()
 }
@@ -168,7 +154,7 @@ func (p *Pump) supervise() {
 	// what it read, and so that its channel's number still means something.
 	select {
 	case <-p.stop:
-	case <-p.finished():
+	case <-p.finished:
 	}
 	p.opt.Channel.Close()
 	p.halt()
@@ -177,19 +163,6 @@ func (p *Pump) supervise() {
 func (p *Pump) halt() {
 	p.once(p.stop)
 	p.once(p.stopIn)
-}
-
-// finished is closed when Finish was called.
-func (p *Pump) finished() <-chan struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	c := make(chan struct{})
-	if p.finishing {
-		close(c)
-		return c
-	}
-	p.ended[c] = false
-	return c
 }
 
 // once closes c, one of the pump's own channels, unless that was done.
@@ -222,16 +195,27 @@ func (p *Pump) Written() uint64 {
 // WaitWritten returns when n data bytes have been dealt with, the pump has
 // ended, or cancel is closed.
 func (p *Pump) WaitWritten(n uint64, cancel <-chan struct{}) {
+	p.await(func() bool { return p.written >= n }, p.stop, cancel)
+}
+
+// Consume takes what the job has read, n bytes in all, out of a paced input.
+// It returns when that is done, the input has ended, or cancel is closed.
+func (p *Pump) Consume(n uint64, cancel <-chan struct{}) {
+	p.acknowledge(n)
+	p.await(func() bool { return p.consumed >= n }, p.inDone, cancel)
+}
+
+func (p *Pump) await(ready func() bool, over, cancel <-chan struct{}) {
 	for {
 		p.mu.Lock()
-		ready, progress := p.written >= n, p.progress
+		ok, progress := ready(), p.progress
 		p.mu.Unlock()
-		if ready {
+		if ok {
 			return
 		}
 		select {
 		case <-progress:
-		case <-p.stop:
+		case <-over:
 			return
 		case <-cancel:
 			return
@@ -239,26 +223,27 @@ func (p *Pump) WaitWritten(n uint64, cancel <-chan struct{}) {
 	}
 }
 
-// Finish says that the job has ended. A paced input consumes what the job has
-// read in all (consumed, where that is more than the session said before) and
-// stops; when Finish returns it reads no more. Other directions go on for the
-// job's descendants, and the pump ends with the last of them.
-func (p *Pump) Finish(consumed uint64) {
+// moved wakes those who wait for written or consumed. The caller has the lock.
+func (p *Pump) moved() {
+	close(p.progress)
+	p.progress = make(chan struct{})
+}
+
+// Finish says that the job has ended. A paced input takes out what the job has
+// read, as far as that is known, and stops; when Finish returns it reads no
+// more. Other directions go on for the job's descendants, and the pump ends
+// with the last of them.
+func (p *Pump) Finish() {
 	if p.opt.Paced && p.rd != nil {
-		p.acknowledge(consumed)
 		p.once(p.stopIn)
-		select {
-		case <-p.inDone:
-		case <-p.stop:
-		}
+		<-p.inDone
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.finishing = true
-	for c := range p.ended {
-		close(c)
+	if !p.finishing {
+		p.finishing = true
+		close(p.finished)
 	}
-	clear(p.ended)
 }
 
 // Done is closed when the pump has ended and holds nothing.
@@ -317,8 +302,7 @@ func (p *Pump) output(data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.written += uint64(len(data))
-	close(p.progress)
-	p.progress = make(chan struct{})
+	p.moved()
 }
 
 // endOutput is the far side's end of data. A description is only closed: its
