@@ -90,7 +90,8 @@ func (ch *Channel) Send(msg []byte) error {
 	return nil
 }
 
-// waitCredit returns when n bytes may be sent; c.mu is held.
+// waitCredit returns when n bytes may be sent and the writer is not too far
+// behind; c.mu is held.
 func (ch *Channel) waitCredit(n int) error {
 	for {
 		switch {
@@ -100,10 +101,13 @@ func (ch *Channel) waitCredit(n int) error {
 			return fmt.Errorf("send on channel %d: closed by peer: %w", ch.id, syscall.EPIPE)
 		case ch.ended != nil:
 			return fmt.Errorf("send on channel %d: %w", ch.id, ch.ended)
-		case ch.credit >= n:
+		case ch.credit < n:
+			ch.writable.Wait()
+		case len(ch.c.queue.class[ch.class]) >= maxQueued:
+			ch.c.room[ch.class].Wait()
+		default:
 			return nil
 		}
-		ch.writable.Wait()
 	}
 }
 
@@ -191,13 +195,19 @@ func (ch *Channel) drop(h header, text string) error {
 	ch.closed = true
 	delete(c.channels, ch.id)
 	ch.waiting, ch.handler = nil, nil
-	ch.readable.Broadcast()
-	ch.writable.Broadcast()
+	ch.wake()
 	if ch.ended == nil && c.err == nil && !c.closing {
 		h.channel = ch.id
 		c.enqueue(ch.class, h, []byte(text))
 	}
 	return nil
+}
+
+// wake makes all calls that wait look again; c.mu is held.
+func (ch *Channel) wake() {
+	ch.readable.Broadcast()
+	ch.writable.Broadcast()
+	ch.c.room[ch.class].Broadcast()
 }
 
 // end notes that nothing more comes and gives the handler that must be told;
@@ -207,8 +217,7 @@ func (ch *Channel) end(err error) func([]byte) {
 		return nil
 	}
 	ch.ended = err
-	ch.readable.Broadcast()
-	ch.writable.Broadcast()
+	ch.wake()
 	f := ch.handler
 	ch.handler = nil
 	return f

@@ -38,6 +38,7 @@ const (
 	// this side queue: resets, pongs, credits.
 	maxAnswers = 1 << 17
 
+	maxQueued    = 256             // chunks of a class, 16 MiB, that Send lets pile up
 	batchChunks  = 2               // chunks in one write
 	flushTime    = 3 * time.Second // that Close gives to what is queued
 	writeFailure = 3 * time.Second // that the reader gets to find a better error
@@ -99,7 +100,8 @@ type Conn struct {
 
 	mu       sync.Mutex
 	queue    queue
-	wake     sync.Cond // for the writer
+	wake     sync.Cond             // for the writer
+	room     [numClasses]sync.Cond // a class has room again
 	channels map[uint32]*Channel
 	nextOwn  uint32 // number of the next channel that this side opens
 	nextPeer uint32
@@ -123,6 +125,9 @@ func New(rw io.ReadWriteCloser, client bool, opt Options) *Conn {
 	}
 	c.in = bufio.NewReaderSize(meter{c}, 128<<10)
 	c.wake.L = &c.mu
+	for class := range c.room {
+		c.room[class].L = &c.mu
+	}
 	c.mu.Lock()
 	c.newChannel(controlChannel, ClassControl).grant()
 	c.newChannel(filesChannel, ClassFiles).grant()
@@ -178,8 +183,7 @@ func (c *Conn) Close() error {
 	if !c.closing && c.err == nil {
 		c.closing = true
 		for _, ch := range c.channels {
-			ch.readable.Broadcast()
-			ch.writable.Broadcast()
+			ch.wake()
 		}
 		c.wake.Broadcast()
 	}
@@ -309,6 +313,11 @@ func (c *Conn) nextBatch() (batch []*chunk, last bool) {
 		}
 		c.answers -= k.answers
 		batch = append(batch, k)
+	}
+	for class := range c.room {
+		if len(c.queue.class[class]) < maxQueued {
+			c.room[class].Broadcast()
+		}
 	}
 	if c.closing && c.queue.empty() {
 		last = true

@@ -510,7 +510,7 @@ func TestQueueFairness(t *testing.T) {
 
 // Many goroutines open, use and close while the link ends from both sides.
 func TestEndUnderLoad(t *testing.T) {
-	for round := range 10 {
+	for round := range 5 {
 		a, b := pair(t)
 		x, y := both(t, a, b, ClassBulk)
 		var all sync.WaitGroup
