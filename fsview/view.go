@@ -39,13 +39,3 @@ type Config struct {
 	UID, GID uint32
 	Logf     func(format string, args ...any) // nil: silent
 }
-
-// What the rest of the package offers (bodies elsewhere):
-//
-//	func New(cfg Config) (*View, error)
-//	func (v *View) Serve(index int, dev *os.File) error  // dev: an open /dev/fuse, from then the view's; returns at once
-//	func (v *View) Close() error                         // ends serving; pending requests get ENOTCONN or EINTR
-//	func (v *View) Path(mount int, n fsproto.Node) string // absolute path at which init, and nobody who does not know it, can open node n (a file, also an unlinked one)
-//	func (v *View) Adopt(mount int, n fsproto.Node, fh fsproto.FH, append, stream bool, release func()) // the next open of n through Path is fh of home's own, not a new one
-//	func (v *View) Recall(origin fsproto.Origin, list []fsproto.Recall) // must not block: queues
-//	func (v *View) Settle()                              // returns when all recalls queued so far are in force

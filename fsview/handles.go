@@ -1,0 +1,81 @@
+package fsview
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"rexec/fsview/fsproto"
+)
+
+// handle is an open file or directory of a mount.
+type handle struct {
+	fh    fsproto.FH // 0: of an object that the view made
+	node  *node
+	dir   *listing // of a directory
+	use   *adopted // of a description that home had open
+	wrote atomic.Bool
+}
+
+// handles are the open files of one mount by FUSE's number.
+type handles struct {
+	mu   sync.RWMutex
+	all  map[uint64]*handle
+	last uint64
+}
+
+func (hs *handles) add(h *handle) uint64 {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if hs.all == nil {
+		hs.all = make(map[uint64]*handle)
+	}
+	hs.last++
+	hs.all[hs.last] = h
+	return hs.last
+}
+
+func (hs *handles) get(id uint64) *handle {
+	hs.mu.RLock()
+	defer hs.mu.RUnlock()
+	return hs.all[id]
+}
+
+func (hs *handles) take(id uint64) *handle {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	h := hs.all[id]
+	delete(hs.all, id)
+	return h
+}
+
+// origin's number of an open file, 0 if there is none.
+func (hs *handles) fh(id uint64) fsproto.FH {
+	if h := hs.get(id); h != nil {
+		return h.fh
+	}
+	return 0
+}
+
+// clear closes all of them at the origin.
+func (hs *handles) clear(t *tree) {
+	hs.mu.Lock()
+	all := hs.all
+	hs.all = nil
+	hs.mu.Unlock()
+	for _, h := range all {
+		h.close(t, 0, false)
+	}
+}
+
+// close gives a handle back to whom it came from.
+func (h *handle) close(t *tree, owner uint64, flock bool) {
+	switch {
+	case h.use != nil:
+		h.use.released()
+	case h.fh == 0:
+	case h.dir != nil:
+		t.origin.Releasedir(h.fh)
+	default:
+		t.origin.Release(h.fh, owner, flock)
+	}
+}
