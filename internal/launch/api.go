@@ -25,6 +25,7 @@ type Config struct {
 	// Privileged says that the session runs as the server's root: several
 	// ids are mapped (home's one to one) and set_id system calls work.
 	Privileged bool
+	FuseDevice string                           // "": /dev/fuse
 	Verbose    func(format string, args ...any) // never nil after Start
 }
 
@@ -58,6 +59,9 @@ type Job struct {
 
 	FDs      []FD
 	Terminal TerminalKey // zero: none
+	// Foreground makes the job's group the terminal's foreground group before
+	// the program runs: later it might have been stopped for reading.
+	Foreground bool
 }
 
 // TerminalKey names a terminal of a session: a pty that was made by
@@ -125,6 +129,7 @@ const (
 	EventStopped   EventKind = 1
 	EventContinued EventKind = 2
 	EventEnded     EventKind = 3
+	EventGone      EventKind = 4 // the last descendant has ended too; init forgets the job
 )
 
 // ViewSpec is a view as init builds it; see package mounts.
