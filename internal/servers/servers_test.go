@@ -137,6 +137,9 @@ func TestRefusals(t *testing.T) {
 		{"ssh://h/path", rer.ReasonUnknownHost, "follows", ""},
 		{"ssh://-oProxyCommand=x", rer.ReasonUnknownHost, "misread", ""},
 		{"ssh://-x@h", rer.ReasonUnknownHost, "misread", ""},
+		{"ssh://h:0", rer.ReasonUnknownHost, "no port number", ""},
+		{"ssh://h:99999", rer.ReasonUnknownHost, "no port number", ""},
+		{"ssh://a:b:1", rer.ReasonUnknownHost, "no address", ""},
 		{"ssh://h:port", rer.ReasonUnknownHost, "no URL", ""},
 		{"ssh://a%20b", rer.ReasonUnknownHost, "", ""},
 		{"ssh://$(x)", rer.ReasonUnknownHost, "", ""},
@@ -330,8 +333,8 @@ func TestSysid(t *testing.T) {
 	if got := sysid(etc); got != id {
 		t.Fatal(got)
 	}
-	if Sysid() == "" || Sysid() != Sysid() {
-		t.Fatal(Sysid())
+	if first, again := Sysid(), Sysid(); first == "" || first != again {
+		t.Fatal(first, again)
 	}
 }
 

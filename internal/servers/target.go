@@ -3,8 +3,10 @@ package servers
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"rexec/rer"
@@ -100,6 +102,10 @@ func parseSSH(s string) (Target, error) {
 		return bad("something follows the host")
 	case t.Host == "":
 		return bad("no host")
+	case t.Port != "" && !isPort(t.Port):
+		return bad("no port number")
+	case strings.ContainsAny(t.Host, ":[]%") && !isIPv6(t.Host):
+		return bad("no address")
 	}
 	for _, word := range []string{t.User, t.Host} {
 		if strings.HasPrefix(word, "-") || strings.ContainsFunc(word, unfit) {
@@ -107,6 +113,16 @@ func parseSSH(s string) (Target, error) {
 		}
 	}
 	return t, nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+func isIPv6(s string) bool {
+	a, err := netip.ParseAddr(s)
+	return err == nil && a.Is6()
 }
 
 // unfit says whether a character has no place in a user or host name.
