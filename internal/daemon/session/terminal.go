@@ -1,0 +1,217 @@
+package session
+
+import (
+	"encoding/binary"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rexec/internal/launch"
+	"rexec/rer"
+)
+
+// termiosTick is how often the pty's settings are looked at while a job has
+// it: nothing tells of a change.
+const termiosTick = 50 * time.Millisecond
+
+// termiosLen is the length of the body of a 't' message.
+const termiosLen = 4*4 + 1 + 19
+
+// terminal is a pty that stands for one of home's terminals.
+type terminal struct {
+	key    launch.TerminalKey
+	ch     channel
+	master *os.File
+	out    *output
+	in     *input
+	settle func()
+	// foreground makes a process group the pty's foreground group.
+	foreground func(pgrp int32)
+	gone       func()
+
+	mu    sync.Mutex
+	known [termiosLen]byte // settings that both sides know
+	jobs  int
+	kick  chan struct{} // capacity 1: jobs changed
+	once  sync.Once
+	done  chan struct{}
+}
+
+func newTerminal(key launch.TerminalKey, ch channel, master *os.File) *terminal {
+	t := &terminal{key: key, ch: ch, master: master, kick: make(chan struct{}, 1), done: make(chan struct{})}
+	t.out, t.in = newOutput(ch, master), newInput(ch, master, false)
+	t.in.tty = true
+	t.out.before = t.compare
+	return t
+}
+
+// start applies what the request says of the terminal and begins to carry.
+func (t *terminal) start(r *rer.Terminal) {
+	t.setTermios(r.Termios)
+	t.setSize(unix.Winsize{Row: r.Rows, Col: r.Cols, Xpixel: r.X, Ypixel: r.Y})
+	go func() { t.out.run(); t.close() }()
+	go t.receive()
+	go t.watch()
+}
+
+// update applies what a later request says.
+func (t *terminal) update(r *rer.Terminal) {
+	t.setTermios(r.Termios)
+	t.setSize(unix.Winsize{Row: r.Rows, Col: r.Cols, Xpixel: r.X, Ypixel: r.Y})
+}
+
+func (t *terminal) receive() {
+	defer t.close()
+	for {
+		msg, err := t.ch.Recv()
+		if err != nil {
+			return
+		}
+		if len(msg) > 0 {
+			t.handle(msg[0], msg[1:])
+		}
+	}
+}
+
+func (t *terminal) handle(kind byte, body []byte) {
+	switch kind {
+	case 'd':
+		t.settle()
+		t.in.write(body)
+	case 't':
+		t.setTermios(body)
+	case 'w':
+		if len(body) == 8 {
+			t.setSize(unix.Winsize{
+				Row: binary.BigEndian.Uint16(body), Col: binary.BigEndian.Uint16(body[2:]),
+				Xpixel: binary.BigEndian.Uint16(body[4:]), Ypixel: binary.BigEndian.Uint16(body[6:]),
+			})
+		}
+	case 'f':
+		if len(body) == 4 {
+			t.foreground(int32(binary.BigEndian.Uint32(body)))
+		}
+	}
+}
+
+// watch looks for changed settings while a job has the terminal.
+func (t *terminal) watch() {
+	for {
+		var tick <-chan time.Time
+		if t.used() {
+			tick = time.After(termiosTick)
+		}
+		select {
+		case <-t.done:
+			return
+		case <-t.kick:
+		case <-tick:
+			t.compare()
+		}
+	}
+}
+
+func (t *terminal) used() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.jobs > 0
+}
+
+// join and leave count the jobs that have the terminal.
+func (t *terminal) join()  { t.count(1) }
+func (t *terminal) leave() { t.compare(); t.count(-1) }
+
+func (t *terminal) count(n int) {
+	t.mu.Lock()
+	t.jobs += n
+	t.mu.Unlock()
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+// compare tells home of settings that a job has changed.
+func (t *terminal) compare() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, err := t.termios()
+	if err != nil || now == t.known {
+		return
+	}
+	t.known = now
+	_ = t.ch.Send(append([]byte{'t'}, now[:]...))
+}
+
+// termios reads the pty's settings as a 't' message has them.
+func (t *terminal) termios() (b [termiosLen]byte, err error) {
+	err = control(t.master, func(fd int) error {
+		tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
+		}
+		b = encodeTermios(tio)
+		return nil
+	})
+	return b, err
+}
+
+func encodeTermios(tio *unix.Termios) (b [termiosLen]byte) {
+	for i, flags := range []uint32{tio.Iflag, tio.Oflag, tio.Cflag, tio.Lflag} {
+		binary.BigEndian.PutUint32(b[4*i:], flags)
+	}
+	b[16] = tio.Line
+	copy(b[17:], tio.Cc[:])
+	return b
+}
+
+// setTermios applies home's settings; the speeds stay.
+func (t *terminal) setTermios(b []byte) {
+	if len(b) != termiosLen {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_ = control(t.master, func(fd int) error {
+		tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
+		}
+		const speed = unix.CBAUD | unix.CIBAUD
+		tio.Iflag = binary.BigEndian.Uint32(b)
+		tio.Oflag = binary.BigEndian.Uint32(b[4:])
+		tio.Cflag = binary.BigEndian.Uint32(b[8:])&^speed | tio.Cflag&speed
+		tio.Lflag = binary.BigEndian.Uint32(b[12:])
+		tio.Line = b[16]
+		copy(tio.Cc[:], b[17:])
+		return unix.IoctlSetTermios(fd, unix.TCSETS, tio)
+	})
+	// What a pty cannot have (parity, another discipline) is no change by a job.
+	if now, err := t.termios(); err == nil {
+		t.known = now
+	}
+}
+
+func (t *terminal) setSize(size unix.Winsize) {
+	_ = control(t.master, func(fd int) error {
+		old, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+		if err == nil && *old == size {
+			return nil
+		}
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &size)
+	})
+}
+
+// close ends the terminal: its foreground group gets SIGHUP.
+func (t *terminal) close() {
+	t.once.Do(func() {
+		close(t.done)
+		t.gone()
+		t.out.finish()
+		t.in.stop()
+		t.master.Close()
+		_ = t.ch.Close()
+	})
+}
