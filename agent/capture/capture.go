@@ -26,7 +26,7 @@ type Options struct {
 // Captured is what the calling process inherited. Root, Cwd, Tty and the
 // descriptors of Files belong to it; Release closes them.
 type Captured struct {
-	// Request lacks the command, ID, Switch and Account, and what home fills
+	// Request lacks the command, ID, Sysid, Switch and Account, and what home fills
 	// in: channels, handles and description numbers.
 	Request rer.Request
 
@@ -208,7 +208,6 @@ func (c *Captured) identity() error {
 	if r.Hostname, err = os.Hostname(); err != nil {
 		return fmt.Errorf("hostname: %w", err)
 	}
-	r.Sysid = Sysid()
 	return nil
 }
 
@@ -218,17 +217,6 @@ func userName(uid uint32) string {
 		return u.Username
 	}
 	return id
-}
-
-// Sysid is this machine's id, machine-id(5); where there is none, that of its
-// current boot.
-func Sysid() string {
-	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id", "/proc/sys/kernel/random/boot_id"} {
-		if b, err := os.ReadFile(path); err == nil && len(bytes.TrimSpace(b)) > 0 {
-			return strings.ReplaceAll(string(bytes.TrimSpace(b)), "-", "")
-		}
-	}
-	return ""
 }
 
 func (c *Captured) numbers() error {
@@ -276,19 +264,27 @@ func sameFile(name string, fd int) bool {
 		a.Dev == b.Dev && a.Ino == b.Ino
 }
 
-// environment takes the environment as the kernel keeps it: os.Environ leaves
+// OwnPrefix begins the names of variables that are for rexec alone.
+const OwnPrefix = "REXEC_"
+
+// Environment gives the environment as the kernel keeps it: os.Environ leaves
 // out duplicates.
-func (c *Captured) environment() error {
+func Environment() ([][]byte, error) {
 	b, err := os.ReadFile("/proc/self/environ")
 	if err != nil {
-		return fmt.Errorf("environment: %w", err)
+		return nil, fmt.Errorf("environment: %w", err)
 	}
-	for _, entry := range splitEnviron(b) {
-		if !bytes.HasPrefix(entry, []byte("REXEC_")) {
+	return splitEnviron(b), nil
+}
+
+func (c *Captured) environment() error {
+	env, err := Environment()
+	for _, entry := range env {
+		if !bytes.HasPrefix(entry, []byte(OwnPrefix)) {
 			c.Request.Env = append(c.Request.Env, entry)
 		}
 	}
-	return nil
+	return err
 }
 
 func splitEnviron(b []byte) [][]byte {
