@@ -90,6 +90,7 @@ type Stopped struct {
 	Sent      []Sent     `cbor:"3,keyasint,omitempty"`
 	Positions []Position `cbor:"4,keyasint,omitempty"`
 	Consumed  []Sent     `cbor:"5,keyasint,omitempty"`
+	Termios   []byte     `cbor:"6,keyasint,omitempty"` // as in Ended
 }
 
 // Continued reports that a stopped command runs again.
@@ -106,6 +107,9 @@ type Ended struct {
 	// Consumed says for each paced channel how many bytes the job has read in
 	// all, as the last 'c' message does: that one may come later than this.
 	Consumed []Sent `cbor:"5,keyasint,omitempty"`
+	// Termios are the settings that the command left its controlling terminal
+	// with, as a 't' message has them: that one may come later than this.
+	Termios []byte `cbor:"6,keyasint,omitempty"`
 }
 
 // Sent says how many data bytes the session has sent on a channel so far.

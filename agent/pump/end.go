@@ -15,7 +15,8 @@ type end struct {
 	socket bool
 	own    bool // an open file description of our own, non-blocking
 
-	once sync.Once
+	mu     sync.Mutex // guards closed: nobody uses the number after close
+	closed bool
 }
 
 // openEnd gives a descriptor for the direction mode (O_RDONLY, O_WRONLY or
@@ -66,7 +67,23 @@ func dupEnd(p *Poller, fd int, socket bool) (*end, error) {
 	return &end{fd: n, poller: p, socket: socket}, nil
 }
 
-func (e *end) close() { e.once.Do(func() { unix.Close(e.fd) }) }
+func (e *end) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.closed = true
+		unix.Close(e.fd)
+	}
+}
+
+// shutdown says to a socket's peer that nothing more is written.
+func (e *end) shutdown() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		_ = unix.Shutdown(e.fd, unix.SHUT_WR)
+	}
+}
 
 // blocking says that a call may block in spite of a poll just before it.
 func (e *end) blocking() bool { return !e.own && !e.socket }

@@ -129,11 +129,13 @@ func (p *Pump) sendFront(c *copier, skip uint64) (progress, eof bool) {
 	}
 	for fresh := front[skip:]; len(fresh) > 0; {
 		n := min(len(fresh), MaxData)
+		p.mu.Lock()
+		p.sent += uint64(n)
+		p.mu.Unlock()
 		p.opt.Settle()
 		if p.opt.Channel.Send(append([]byte{'d'}, fresh[:n]...)) != nil {
 			return false, false
 		}
-		p.sent += uint64(n)
 		fresh = fresh[n:]
 	}
 	return true, false

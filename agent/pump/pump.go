@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,6 +54,10 @@ type Options struct {
 	Settle func()
 }
 
+// shutdownDelay is how long the end of a socket's data waits for word that the
+// far end was closed altogether.
+const shutdownDelay = 50 * time.Millisecond
+
 var errStopped = errors.New("pump: stopped")
 
 // Pump carries the bytes of one open file description.
@@ -66,7 +71,8 @@ type Pump struct {
 	acked    chan struct{} // capacity 1: the job has read more
 	done     chan struct{} // every goroutine has ended
 	gone     chan struct{} // nothing more can be written at home
-	outEnd   chan struct{} // the far side will send no more data
+	farEnd   chan struct{} // the far side will send no more data
+	outEnd   chan struct{} // and what it sent is not wanted here any more
 	inDone   chan struct{} // the input goroutine has ended
 	finished chan struct{} // Finish was called
 	wg       sync.WaitGroup
@@ -74,7 +80,7 @@ type Pump struct {
 	mu        sync.Mutex
 	written   uint64
 	ack       uint64        // bytes the job has read, as the session said
-	sent      uint64        // bytes sent to the session; the input goroutine's own
+	sent      uint64        // bytes sent to the session; only the input goroutine changes it
 	consumed  uint64        // bytes of those taken out at home
 	progress  chan struct{} // closed and replaced when written or consumed grows
 	finishing bool
@@ -85,7 +91,7 @@ func Start(opt Options) (*Pump, error) {
 	p := &Pump{
 		opt:  opt,
 		stop: make(chan struct{}), stopIn: make(chan struct{}), acked: make(chan struct{}, 1),
-		done: make(chan struct{}), gone: make(chan struct{}), outEnd: make(chan struct{}),
+		done: make(chan struct{}), gone: make(chan struct{}), outEnd: make(chan struct{}), farEnd: make(chan struct{}),
 		finished: make(chan struct{}), progress: make(chan struct{}), inDone: make(chan struct{}),
 	}
 	if p.opt.Settle == nil {
@@ -202,7 +208,7 @@ func (p *Pump) WaitWritten(n uint64, cancel <-chan struct{}) {
 // It returns when that is done, the input has ended, or cancel is closed.
 func (p *Pump) Consume(n uint64, cancel <-chan struct{}) {
 	p.acknowledge(n)
-	p.await(func() bool { return p.consumed >= n }, p.inDone, cancel)
+	p.await(func() bool { return p.consumed >= min(n, p.sent) }, p.inDone, cancel)
 }
 
 func (p *Pump) await(ready func() bool, over, cancel <-chan struct{}) {
@@ -306,19 +312,27 @@ func (p *Pump) output(data []byte) {
 }
 
 // endOutput is the far side's end of data. A description is only closed: its
-// other holders at home may go on writing. A socket's end is shut down, as
-// the job did there.
+// other holders at home may go on writing. A socket is shut down, as the job
+// did there, unless it turns out that its end was closed: that says nothing
+// to others who have the socket here.
 func (p *Pump) endOutput() {
 	if p.wr == nil {
 		return
 	}
-	if p.opt.SockTyp != 0 {
-		_ = unix.Shutdown(p.wr.fd, unix.SHUT_WR)
-		if p.rd != nil {
-			return // 'h' ends it
-		}
+	p.once(p.farEnd)
+	if p.opt.SockTyp == 0 || p.rd == nil {
+		p.closeOutput()
+		return
 	}
-	p.closeOutput()
+	p.wg.Go(func() {
+		select {
+		case <-time.After(shutdownDelay):
+			p.wr.shutdown()
+		case <-p.outEnd:
+		case <-p.finished:
+		case <-p.stop:
+		}
+	})
 }
 
 // closeOutput lets go of the description: whoever reads at home must see its
@@ -351,6 +365,7 @@ func (p *Pump) watchReader() {
 		select {
 		case <-p.stop:
 		case <-p.outEnd:
+		case <-p.farEnd: // a socket then hangs up by our own shutdown
 		case <-p.gone:
 		case <-over:
 		}

@@ -20,39 +20,51 @@ const (
 	tickQuiet = 5 * time.Second
 )
 
-// Terminal is one terminal of home's and its channel, shared by jobs.
+// Terminal is one terminal of home's and its channel, shared by jobs. The
+// channel, and with it the pty at the far side, lives until Close; home's
+// descriptors are held only while there are jobs ([Terminal.Attach] to
+// [Terminal.Detach]): whoever has the other end waits for the last to go.
 //
-// Its settings are those of the job's view ("logical"): what a local program
-// would find. While a job's agent is in the foreground group the terminal
-// itself has them with raw input; at every other time it has them as they
-// are, and what others set then becomes the logical settings.
+// The terminal's settings are those of the job's view ("logical"): what a
+// local program would find. While a job's agent is in the foreground group the
+// terminal itself has them with raw input; at every other time it has them as
+// they are, and what others set then becomes the logical settings.
 type Terminal struct {
-	ch     Channel
-	end    *end // reads and writes
-	ctl    *end // ioctls; never closed before the goroutines ended
-	dev    uint64
-	settle func()
+	poller   *Poller
+	ch       Channel
+	settle   func()
+	kick     chan struct{} // capacity 1
+	received chan struct{} // closed: the channel has ended
 
-	stop chan struct{}
-	kick chan struct{} // capacity 1
-	wg   sync.WaitGroup
-	once sync.Once
+	attach sync.Mutex     // one Attach or Detach at a time; before the others
+	wg     sync.WaitGroup // goroutines of this attachment
+
+	out    sync.Mutex // one write after the other; mu is taken within it, not the reverse
+	cr     crFilter
+	hungUp bool
+
+	// Changed under out and mu, so that either is enough to read them.
+	end  *end          // reads and writes; nil: detached
+	stop chan struct{} // closed when this attachment ends
 
 	mu         sync.Mutex
+	ctl        *end // for ioctls
+	dev        uint64
 	jobs       map[any]*member
 	logical    unix.Termios
+	set        unix.Termios // what apply left
 	raw        bool
 	changed    chan struct{} // closed and replaced when raw changes
 	size       unix.Winsize
 	foreground int32
 	written    uint64
 	progress   chan struct{}
-	set        unix.Termios // what apply left
 	tell       tell
+}
 
-	out    sync.Mutex // one write after the other; mu is never taken within it
-	cr     crFilter
-	hungUp bool
+type member struct {
+	agent   int32
+	stopped bool
 }
 
 // tell is what the session does not know yet.
@@ -61,54 +73,90 @@ type tell struct{ termios, size, group bool }
 // holdCR is how long a CR waits for its LF.
 const holdCR = 10 * time.Millisecond
 
-type member struct {
-	agent   int32
-	stopped bool
-}
-
-// OpenTerminal takes charge of the terminal that the first usable of fds is;
-// all of them are the same one and stay the caller's. agent is the process by
-// which the foreground group is known.
-func OpenTerminal(p *Poller, fds []int, agent int32, ch Channel, settle func()) (*Terminal, error) {
+// NewTerminal serves a channel, for a terminal that is not attached yet.
+func NewTerminal(p *Poller, ch Channel, settle func()) *Terminal {
 	t := &Terminal{
-		ch: ch, settle: settle,
-		stop: make(chan struct{}), kick: make(chan struct{}, 1),
+		poller: p, ch: ch, settle: settle, stop: make(chan struct{}),
+		kick: make(chan struct{}, 1), received: make(chan struct{}),
 		jobs: make(map[any]*member), changed: make(chan struct{}), progress: make(chan struct{}),
 	}
 	if t.settle == nil {
 		t.settle = func() {}
 	}
-	if err := t.open(p, fds); err != nil {
-		return nil, err
-	}
-	_, t.foreground, _ = jobControl(agent)
-	t.wg.Go(t.receive)
-	t.wg.Go(t.input)
-	t.wg.Go(t.watch)
-	return t, nil
+	close(t.stop)
+	go t.receive()
+	return t
 }
 
-func (t *Terminal) open(p *Poller, fds []int) error {
-	if len(fds) == 0 {
-		return fmt.Errorf("terminal: %w", unix.EBADF)
+// Attach takes charge of the terminal that all of fds are; they stay the
+// caller's. agent is a process by which the foreground group is known.
+func (t *Terminal) Attach(fds []int, agent int32) error {
+	t.attach.Lock()
+	defer t.attach.Unlock()
+	if t.end != nil {
+		return nil
 	}
-	var err error
-	if t.dev, err = terminalDev(fds[0]); err != nil {
+	dev, err := terminalDev(fds[0])
+	if err != nil {
 		return fmt.Errorf("terminal: %w", err)
 	}
-	if t.ctl, err = dupEnd(p, fds[0], false); err != nil {
+	ctl, err := dupEnd(t.poller, fds[0], false)
+	if err != nil {
 		return err
 	}
-	if t.end, err = openTerminalEnd(p, fds); err != nil {
-		t.ctl.close()
+	rw, err := openTerminalEnd(t.poller, fds)
+	if err != nil {
+		ctl.close()
 		return err
 	}
-	if err = t.look(); err != nil {
-		t.end.close()
-		t.ctl.close()
+	t.out.Lock()
+	t.mu.Lock()
+	t.dev, t.ctl, t.end, t.stop, t.hungUp = dev, ctl, rw, make(chan struct{}), false
+	stop := t.stop
+	_, t.foreground, _ = jobControl(agent)
+	err = t.look()
+	t.mu.Unlock()
+	t.out.Unlock()
+	t.wg.Go(func() { t.input(rw, stop) })
+	t.wg.Go(func() { t.watch(stop) })
+	if err != nil {
+		t.detach()
 		return fmt.Errorf("terminal: %w", err)
 	}
 	return nil
+}
+
+// Detach restores the terminal and lets its descriptors go.
+func (t *Terminal) Detach() {
+	t.attach.Lock()
+	defer t.attach.Unlock()
+	t.detach()
+}
+
+func (t *Terminal) detach() {
+	if t.end == nil {
+		return
+	}
+	t.mu.Lock()
+	t.restore()
+	close(t.stop)
+	t.turn(false)
+	t.mu.Unlock()
+	t.wg.Wait()
+	t.out.Lock() // a write has ended by now
+	defer t.out.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.end.close()
+	t.ctl.close()
+	t.end, t.ctl = nil, nil
+}
+
+// Close ends the terminal and its channel.
+func (t *Terminal) Close() {
+	t.Detach()
+	t.ch.Close()
+	<-t.received
 }
 
 // openTerminalEnd prefers one that can be reopened: the first may have been
@@ -203,7 +251,7 @@ func (t *Terminal) Look() {
 func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
 	for {
 		t.mu.Lock()
-		ready, progress := t.written >= n, t.progress
+		ready, progress, stop := t.written >= n, t.progress, t.stop
 		t.mu.Unlock()
 		if ready {
 			t.flush()
@@ -211,7 +259,7 @@ func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
 		}
 		select {
 		case <-progress:
-		case <-t.stop:
+		case <-stop:
 			return
 		case <-cancel:
 			return
@@ -219,33 +267,8 @@ func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
 	}
 }
 
-// Close restores the terminal and lets it go.
-func (t *Terminal) Close() {
-	t.halt()
-	t.ch.Close()
-	t.wg.Wait()
-	t.mu.Lock()
-	t.restore()
-	t.mu.Unlock()
-	t.out.Lock() // a flush may be under way
-	defer t.out.Unlock()
-	t.end.close()
-	t.ctl.close()
-}
-
-// halt ends the goroutines and restores the terminal.
-func (t *Terminal) halt() {
-	t.once.Do(func() {
-		close(t.stop)
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.restore()
-		t.turn(false)
-	})
-}
-
 // watch looks at the terminal again and again while a job runs.
-func (t *Terminal) watch() {
+func (t *Terminal) watch(stop <-chan struct{}) {
 	quiet := time.Now()
 	for {
 		t.mu.Lock()
@@ -267,7 +290,7 @@ func (t *Terminal) watch() {
 			next = time.After(d)
 		}
 		select {
-		case <-t.stop:
+		case <-stop:
 			return
 		case <-t.kick:
 			quiet = time.Now()
@@ -397,7 +420,8 @@ func (t *Terminal) news() (msgs [][]byte) {
 
 // receive handles what the session says.
 func (t *Terminal) receive() {
-	defer t.halt()
+	defer close(t.received)
+	defer t.Detach()
 	for {
 		msg, err := t.ch.Recv()
 		if err != nil {
@@ -420,6 +444,9 @@ func (t *Terminal) receive() {
 func (t *Terminal) jobSet(body []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.ctl == nil {
+		return
+	}
 	set := t.logical
 	if !decodeTermios(body, &set) || set == t.logical {
 		return
@@ -433,6 +460,9 @@ func (t *Terminal) jobSet(body []byte) {
 		t.logical = t.set
 	}
 }
+
+// Left is jobSet for what a command left its terminal with.
+func (t *Terminal) Left(termios []byte) { t.jobSet(termios) }
 
 func (t *Terminal) output(data []byte) {
 	t.mu.Lock()
@@ -458,33 +488,29 @@ func (t *Terminal) flush() {
 	t.write(t.cr.flush())
 }
 
-// write is whole or, once the terminal has hung up, nothing. The caller has
-// the lock out.
+// write is whole or, while nobody is attached or once the terminal has hung
+// up, nothing. The caller has the lock out.
 func (t *Terminal) write(b []byte) {
-	select {
-	case <-t.stop:
-		return // the descriptor may be closed
-	default:
+	if t.end == nil || t.hungUp || len(b) == 0 {
+		return
 	}
-	if !t.hungUp && len(b) > 0 {
-		err := t.end.writeAll(b, t.stop)
-		t.hungUp = err != nil && err != errStopped
-	}
+	err := t.end.writeAll(b, t.stop)
+	t.hungUp = err != nil && err != errStopped
 }
 
 // input sends what is typed while the input is raw.
-func (t *Terminal) input() {
+func (t *Terminal) input(from *end, stop <-chan struct{}) {
 	buf := make([]byte, 1+4096)
 	buf[0] = 'd'
 	for {
-		cancel, ok := t.whenRaw()
+		cancel, ok := t.whenRaw(stop)
 		if !ok {
 			return
 		}
-		n, err := t.tryInput(buf[1:])
+		n, err := t.tryInput(from, buf[1:])
 		switch {
 		case err == unix.EAGAIN:
-			_, _ = t.end.poller.wait(t.end.fd, unix.EPOLLIN, cancel)
+			_, _ = t.poller.wait(from.fd, unix.EPOLLIN, cancel)
 			continue
 		case err != nil || n == 0:
 			_ = t.ch.Send([]byte{'e'}) // hung up
@@ -498,14 +524,14 @@ func (t *Terminal) input() {
 }
 
 // whenRaw waits until input is raw; what it returns is closed when that is
-// over. false: the terminal is being closed.
-func (t *Terminal) whenRaw() (<-chan struct{}, bool) {
+// over. false: detached.
+func (t *Terminal) whenRaw(stop <-chan struct{}) (<-chan struct{}, bool) {
 	for {
 		t.mu.Lock()
 		raw, changed := t.raw, t.changed
 		t.mu.Unlock()
 		select {
-		case <-t.stop:
+		case <-stop:
 			return nil, false
 		default:
 		}
@@ -513,7 +539,7 @@ func (t *Terminal) whenRaw() (<-chan struct{}, bool) {
 			return changed, true
 		}
 		select {
-		case <-t.stop:
+		case <-stop:
 		case <-changed:
 		}
 	}
@@ -521,11 +547,11 @@ func (t *Terminal) whenRaw() (<-chan struct{}, bool) {
 
 // tryInput reads under the lock: once the input is not raw any more, what
 // lies there belongs to others.
-func (t *Terminal) tryInput(b []byte) (int, error) {
+func (t *Terminal) tryInput(from *end, b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.raw {
 		return 0, unix.EAGAIN
 	}
-	return t.end.tryRead(b)
+	return from.tryRead(b)
 }
