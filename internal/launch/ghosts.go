@@ -136,16 +136,34 @@ func (s *server) ghostEnded(g *ghost) {
 	s.changed.Broadcast()
 }
 
-// freeNumber ends the ghost that holds a number for nobody.
+// freeNumber ends the ghost that holds a number for nobody, and waits until
+// the number is free: until its end was dispatched, lest that be taken for
+// the end of the number's next holder.
 func (s *server) freeNumber(n int32) {
 	for {
 		g := s.ghosts[n]
-		if g == nil || g.users > 0 {
+		if g == nil || !s.endUnused(g) {
 			return
 		}
-		s.endIdle(g)
 		s.changed.Wait()
 	}
+}
+
+// endUnused ends a ghost without users or, of a leader, the idle ghosts that
+// use it. False says that there was nothing to end.
+func (s *server) endUnused(g *ghost) bool {
+	if g.users == 0 {
+		s.endIdle(g)
+		return true
+	}
+	found := false
+	for _, m := range s.ghosts {
+		if m != g && m.leader == g && m.users == 0 {
+			s.endIdle(m)
+			found = true
+		}
+	}
+	return found
 }
 
 // placement is where a job is cloned.

@@ -60,6 +60,9 @@ func (s *server) launch(m *message) {
 		s.emit(e)
 	}
 	j.held = nil
+	if j.ended && !j.failed {
+		go s.watch(j)
+	}
 }
 
 func (s *server) start(j *job, m *message) (answer, error) {
@@ -148,10 +151,14 @@ func (s *server) started(j *job, b *jobBlock, taken []int32) answer {
 	if b.step == stepNone {
 		return answer{Launched: Launched{Pid: j.pid, Taken: taken}}
 	}
+	// Once this is answered both the id and the number may be used again.
 	j.failed = true
-	if j.ended {
-		go s.forgetJob(j)
+	for !j.ended {
+		s.changed.Wait()
 	}
+	delete(s.jobs, j.spec.ID)
+	j.held = nil
+	go s.forget(j)
 	return answer{Failure: &Failure{Step: b.stepName(), Errno: int(b.errno)}}
 }
 
@@ -191,12 +198,12 @@ func (s *server) jobChanged(j *job, status unix.WaitStatus, usage *syscall.Rusag
 		j.ended = true
 		e.Kind, e.Status, e.Positions = EventEnded, statusOf(status, usage), j.positions()
 	}
-	if j.failed {
-		go s.forgetJob(j)
+	s.emit(e)
+	if !j.ended {
 		return
 	}
-	s.emit(e)
-	if j.ended {
+	s.changed.Broadcast()
+	if j.answered {
 		go s.watch(j)
 	}
 }
@@ -232,15 +239,6 @@ func (s *server) forget(j *job) {
 	}
 }
 
-func (s *server) forgetJob(j *job) {
-	s.forget(j)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.jobs[j.spec.ID] == j {
-		delete(s.jobs, j.spec.ID)
-	}
-}
-
 // watch waits until no descendant of an ended job is left.
 func (s *server) watch(j *job) {
 	for {
@@ -254,7 +252,6 @@ func (s *server) watch(j *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.emit(Event{ID: j.spec.ID, Kind: EventGone})
-	// Events of a job whose launch is not answered yet wait in it.
 	if s.jobs[j.spec.ID] == j {
 		delete(s.jobs, j.spec.ID)
 	}

@@ -3,6 +3,7 @@ package launch
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -118,6 +119,15 @@ func (s *session) collect() {
 // await gives the next event of a job, which must be of that kind.
 func (s *session) await(id [16]byte, kind EventKind) Event {
 	s.t.Helper()
+	e := s.next(id)
+	if e.Kind != kind {
+		s.t.Fatalf("event %+v, want kind %d", e, kind)
+	}
+	return e
+}
+
+func (s *session) next(id [16]byte) Event {
+	s.t.Helper()
 	late := time.AfterFunc(patience, func() { panic("no event of a job") })
 	defer late.Stop()
 	s.mu.Lock()
@@ -130,9 +140,6 @@ func (s *session) await(id [16]byte, kind EventKind) Event {
 	}
 	e := s.events[id][0]
 	s.events[id] = s.events[id][1:]
-	if e.Kind != kind {
-		s.t.Fatalf("event %+v, want kind %d", e, kind)
-	}
 	return e
 }
 
@@ -147,11 +154,12 @@ func (s *session) job(path string, argv ...string) *Job {
 		UID: uint32(os.Getuid()), GID: uint32(os.Getgid()),
 		Env: [][]byte{[]byte("PATH=/usr/local/bin:/usr/bin:/bin")}, Pid: 5200, Ppid: 5000, Pgrp: 5200, Sid: 5000}
 	rand.Read(j.ID[:])
+	desc := binary.NativeEndian.Uint64(j.ID[:]) | 1<<63
 	for _, a := range argv {
 		j.Argv = append(j.Argv, []byte(a))
 	}
 	j.FDs = []FD{{Num: 0, Source: SourceOpen, Path: []byte("/dev/null")},
-		{Num: 1, Desc: 1 << 40, Source: SourceFile}, {Num: 2, Desc: 1 << 40, Source: SourceFile}}
+		{Num: 1, Desc: desc, Source: SourceFile}, {Num: 2, Desc: desc, Source: SourceFile}}
 	return j
 }
 
@@ -167,6 +175,19 @@ func (s *session) output(j *Job) (string, Event) {
 	e := s.await(j.ID, EventEnded)
 	s.await(j.ID, EventGone)
 	return string(out), e
+}
+
+// blockingPipe is a pipe as jobs expect it: Go's own do not block.
+func blockingPipe() (r, w *os.File, err error) {
+	if r, w, err = os.Pipe(); err != nil {
+		return nil, nil, err
+	}
+	for _, f := range []*os.File{r, w} {
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return nil, nil, err
+		}
+	}
+	return r, w, nil
 }
 
 // start launches a job whose file 0 is a pipe.
