@@ -3,6 +3,7 @@ package rer
 import (
 	"bytes"
 	"fmt"
+	"strings"
 )
 
 // highestKey is the highest map key of Request that this code understands.
@@ -49,11 +50,23 @@ func (r *Request) checkCommand() error {
 }
 
 func (r *Request) checkStrings() error {
-	for _, list := range [][][]byte{r.Argv, r.Env, {r.Shell, r.CwdPath}} {
+	lists := [][][]byte{r.Argv, r.Env, {r.Shell, r.CwdPath}}
+	for i := range r.Descriptions {
+		lists = append(lists, [][]byte{r.Descriptions[i].Path})
+	}
+	if r.Terminal != nil {
+		lists = append(lists, [][]byte{r.Terminal.Path})
+	}
+	for _, list := range lists {
 		for _, s := range list {
 			if bytes.IndexByte(s, 0) >= 0 {
 				return r.refuse(ReasonBadRequest, "request holds a string with a NUL byte")
 			}
+		}
+	}
+	for _, s := range append([]string{r.User, r.Hostname, r.Sysid, r.Account}, r.Switch...) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return r.refuse(ReasonBadRequest, "request holds a string with a NUL byte")
 		}
 	}
 	return nil
@@ -68,6 +81,14 @@ func (r *Request) checkDescriptors() error {
 		seen[fd.Num] = true
 		if int(fd.Desc) >= len(r.Descriptions) {
 			return r.refuse(ReasonBadRequest, "descriptor %d refers to description %d of %d", fd.Num, fd.Desc, len(r.Descriptions))
+		}
+	}
+	for _, d := range r.Descriptions {
+		if d.Kind < KindRegular || d.Kind > KindRelay {
+			return r.refuse(ReasonDescriptor, "request holds a description of unknown kind %d", d.Kind)
+		}
+		if d.Offset < 0 || d.PipeLen < 0 {
+			return r.refuse(ReasonBadRequest, "request holds a description with a negative offset or size")
 		}
 	}
 	return nil

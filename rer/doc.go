@@ -13,7 +13,9 @@
 // # Control
 //
 // Each message on the control channel is one CBOR [Message], a struct of
-// pointers of which exactly one is set. Maps have integer keys. Unknown keys
+// pointers of which exactly one is set. Maps have integer keys. Strings, those
+// that are Go strings here too, are byte strings; text strings are taken as
+// well. Lengths are definite, tags are refused. Unknown keys
 // are ignored, unless the message lists them in Critical: then it is refused
 // with [ReasonVersion]. A number is never used twice.
 //

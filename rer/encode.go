@@ -3,6 +3,7 @@ package rer
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -11,15 +12,25 @@ import (
 // the size that Linux allows, with room to spare.
 const MaxMessage = 64 << 20
 
+// maxElements bounds each list. Linux takes no more than 629,000 arguments and
+// environment strings in all (6 MiB, 8 bytes and a NUL for each), nor numbers
+// above a million for descriptors.
+const maxElements = 1 << 20
+
+// Go strings become byte strings: names of files, users and hosts are no text
+// that must be UTF-8. The decoder checks a whole message before it makes
+// anything, so a length that the message does not hold costs nothing.
 var (
-	encoder = must(cbor.EncOptions{}.EncMode())
+	encoder = must(cbor.EncOptions{String: cbor.StringToByteString}.EncMode())
 	decoder = must(cbor.DecOptions{
-		MaxArrayElements: 4 << 20,
-		MaxMapPairs:      1 << 16,
-		MaxNestedLevels:  16,
-		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
-		IndefLength:      cbor.IndefLengthForbidden,
-		TagsMd:           cbor.TagsForbidden,
+		MaxArrayElements:   maxElements,
+		MaxMapPairs:        256,
+		MaxNestedLevels:    8,
+		DupMapKey:          cbor.DupMapKeyEnforcedAPF,
+		IndefLength:        cbor.IndefLengthForbidden,
+		TagsMd:             cbor.TagsForbidden,
+		ByteStringToString: cbor.ByteStringToStringAllowed,
+		UTF8:               cbor.UTF8DecodeInvalid,
 	}.DecMode())
 )
 
@@ -38,7 +49,11 @@ func (m *Message) Encode() ([]byte, error) {
 	if m.kinds() != 1 {
 		return nil, errOne
 	}
-	return encoder.Marshal(m)
+	b, err := encoder.Marshal(m)
+	if err == nil && len(b) > MaxMessage {
+		return nil, fmt.Errorf("message of %d bytes, more than %d: %w", len(b), MaxMessage, syscall.E2BIG)
+	}
+	return b, err
 }
 
 // DecodeMessage reads a message of a peer that may be hostile. It bounds
