@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "init" {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
 		os.Exit(launch.Main())
 	}
 	if err := command().Execute(); err != nil {
