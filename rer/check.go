@@ -84,7 +84,7 @@ func (r *Request) checkDescriptors() error {
 		}
 	}
 	for _, d := range r.Descriptions {
-		if d.Kind < KindRegular || d.Kind > KindRelay {
+		if d.Kind > KindRelay {
 			return r.refuse(ReasonDescriptor, "request holds a description of unknown kind %d", d.Kind)
 		}
 		if d.Offset < 0 || d.PipeLen < 0 {

@@ -279,7 +279,6 @@ func TestCheck(t *testing.T) {
 		"no such description": {func(r *Request) { r.FDs[0].Desc = 3 }, ReasonBadRequest},
 		"far description":     {func(r *Request) { r.FDs[0].Desc = 1<<32 - 1 }, ReasonBadRequest},
 		"unknown kind":        {func(r *Request) { r.Descriptions[0].Kind = 9 }, ReasonDescriptor},
-		"no kind":             {func(r *Request) { r.Descriptions[0].Kind = 0 }, ReasonDescriptor},
 		"negative offset":     {func(r *Request) { r.Descriptions[0].Offset = -1 }, ReasonBadRequest},
 		"negative pipe":       {func(r *Request) { r.Descriptions[0].PipeLen = -1 }, ReasonBadRequest},
 		"critical":            {func(r *Request) { r.Critical = []uint64{2, highestKey + 1} }, ReasonVersion},

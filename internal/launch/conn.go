@@ -37,7 +37,7 @@ const (
 	maxFDs    = 250 // SCM_MAX_FD is 253
 )
 
-var decoder = must(cbor.DecOptions{MaxArrayElements: 16 << 20}.DecMode())
+var decoder = must(cbor.DecOptions{MaxArrayElements: 16 << 20, UTF8: cbor.UTF8DecodeInvalid}.DecMode())
 
 func must[T any](mode T, err error) T {
 	if err != nil {
