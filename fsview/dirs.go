@@ -12,10 +12,11 @@ import (
 const (
 	// listAhead is how much of a listing is fetched at once, in bytes.
 	listAhead = 64 << 10
-	// extraOff marks cookies of entries that the view adds after the
-	// origin's. An origin's cookie with the same bits is as good as
-	// impossible: such cookies are hashes, and these end in a small number.
+	// extraOff is the cookie before the entries that the view adds after the
+	// origin's, and extraMax how many cookies are theirs. An origin's cookie
+	// among them is as good as impossible: cookies that large are hashes.
 	extraOff = 1 << 62
+	extraMax = 1 << 16
 )
 
 // listing is an open directory. The rest is what the origin said after the
@@ -57,7 +58,7 @@ func (t *tree) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 	h.dir.mu.Lock()
 	defer h.dir.mu.Unlock()
 	off := in.Offset
-	for off < extraOff {
+	for off-extraOff >= extraMax {
 		list, err := t.list(request{cancel}, h, off)
 		if err != nil {
 			return t.status(err)

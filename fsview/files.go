@@ -15,11 +15,10 @@ const (
 	dataSync     = 1 << 0 // FsyncIn.FsyncFlags: fdatasync(2)
 )
 
-// openFlags are the open(2) flags that mean something to home. O_APPEND is
-// not among them: each write says whether it appends, as fcntl(2) may change
-// that, and pages written back by the kernel never do. O_DIRECT would demand
-// home's alignment.
-const openFlags = unix.O_ACCMODE | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC | unix.O_NOATIME | unix.O_LARGEFILE | unix.O_NONBLOCK
+// openFlags are the open(2) flags that mean something to home. O_DIRECT would
+// demand home's alignment. O_APPEND is there for files that allow nothing else
+// (chattr +a); each write says for itself whether it appends.
+const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC | unix.O_NOATIME | unix.O_LARGEFILE | unix.O_NONBLOCK
 
 func writes(flags uint32) bool {
 	return flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
