@@ -31,7 +31,7 @@ func (j *job) listing() homeproto.Job {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	l := homeproto.Job{
-		Agent: j.req.Pid, Sysid: j.req.Sysid, Server: j.ask.Name, Command: command(j),
+		Agent: j.req.Pid, Sysid: j.req.Sysid, Server: j.ask.Name, Command: commandLine(j),
 		Since: j.begun.UnixNano(), State: "starting",
 	}
 	if j.started != nil {
@@ -43,8 +43,8 @@ func (j *job) listing() homeproto.Job {
 	return l
 }
 
-// command is a job's command line as a list shows it.
-func command(j *job) string {
+// commandLine is a job's command line as a list shows it.
+func commandLine(j *job) string {
 	switch {
 	case j.req.Shell != nil:
 		return string(j.req.Shell)
