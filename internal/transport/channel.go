@@ -149,7 +149,7 @@ func (ch *Channel) pop() []byte {
 
 // Handle makes f get the messages instead of Recv. f runs on the reader's
 // goroutine, in the order of the wire over all channels: it must not block and
-// must neither Send nor Close the link. What waits already is given to f
+// must not Send. What waits already is given to f
 // before Handle returns. f gets nil, once, when the peer closed or reset the
 // channel or the link ended, but not after Close of this side. Handle is
 // called once.

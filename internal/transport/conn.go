@@ -96,7 +96,8 @@ type Conn struct {
 	opt    Options
 
 	bytesIn, bytesOut, framesIn, framesOut atomic.Uint64
-	reading                                atomic.Bool // the reader waits for the peer
+	reading                                atomic.Bool   // the reader waits for the peer
+	handled                                atomic.Uint64 // counts starts and ends of handlers
 
 	mu       sync.Mutex
 	queue    queue
@@ -177,7 +178,8 @@ func (c *Conn) Channel(id uint32) (*Channel, error) {
 
 // Close ends the link: what Send accepted is written and the peer is told, for
 // three seconds at most; then the stream is closed. It returns when no
-// goroutine is left. It must not be called from a handler.
+// goroutine is left. A handler that calls it holds it up for a second, after
+// which Close returns and the rest goes on in the background.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	if !c.closing && c.err == nil {
@@ -188,10 +190,20 @@ func (c *Conn) Close() error {
 		c.wake.Broadcast()
 	}
 	c.mu.Unlock()
-	t := time.AfterFunc(flushTime, func() { c.fail(net.ErrClosed) })
-	defer t.Stop()
-	c.workers.Wait()
-	return nil
+	late := time.AfterFunc(flushTime, func() { c.fail(net.ErrClosed) })
+	over := make(chan struct{})
+	go func() { c.workers.Wait(); late.Stop(); close(over) }()
+	for {
+		handled := c.handled.Load()
+		select {
+		case <-over:
+			return nil
+		case <-time.After(time.Second):
+		}
+		if handled%2 == 1 && handled == c.handled.Load() {
+			return nil // called by that handler, or it blocks
+		}
+	}
 }
 
 // Done is closed when the link has ended.
@@ -253,8 +265,15 @@ func (c *Conn) endChannels() {
 	}
 	c.mu.Unlock()
 	for _, f := range tell {
-		f(nil)
+		c.call(f, nil)
 	}
+}
+
+// call runs a handler.
+func (c *Conn) call(f func([]byte), msg []byte) {
+	c.handled.Add(1)
+	defer c.handled.Add(1)
+	f(msg)
 }
 
 // enqueue hands a frame to the writer; c.mu is held.

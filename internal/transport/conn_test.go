@@ -239,6 +239,23 @@ func TestHandleAtEndOfLink(t *testing.T) {
 	}
 }
 
+func TestCloseFromHandler(t *testing.T) {
+	a, b := pair(t)
+	over := make(chan struct{})
+	must(b.Channel(0)).Handle(func(msg []byte) {
+		if msg == nil {
+			close(over)
+			return
+		}
+		b.Close()
+	})
+	must(a.Channel(0)).Send([]byte("end it"))
+	within(t, "both ends close", func() { <-over; <-a.Done() })
+	if a.Err() != io.EOF || b.Err() != net.ErrClosed {
+		t.Fatal(a.Err(), b.Err())
+	}
+}
+
 // Close writes what Send accepted.
 func TestCloseFlushes(t *testing.T) {
 	a, b := pair(t)

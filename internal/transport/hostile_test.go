@@ -285,6 +285,49 @@ func TestDialCommand(t *testing.T) {
 	}
 }
 
+const echoChild = "REXEC_TEST_ECHO"
+
+// TestMain lets the test program be the far end of DialCommand.
+func TestMain(m *testing.M) {
+	if os.Getenv(echoChild) == "" {
+		os.Exit(m.Run())
+	}
+	c := New(must(Stdio()), false, Options{})
+	fmt.Println("this goes to standard error")
+	ch := must(c.Channel(0))
+	for {
+		msg, err := ch.Recv()
+		if err != nil {
+			c.Close()
+			os.Exit(0)
+		}
+		ch.Send(msg)
+	}
+}
+
+// A link over a child's standard input and output, by socket and by pipes.
+func TestStdio(t *testing.T) {
+	for _, argv := range [][]string{{os.Args[0]}, {"sh", "-c", `cat | "$0" | cat`, os.Args[0]}} {
+		noLeak(t)
+		rw := must(DialCommand(context.Background(), argv, append(os.Environ(), echoChild+"=1")))
+		c := New(rw, true, Options{})
+		ch := must(c.Channel(0))
+		for _, size := range []int{0, 10, 5 << 20} {
+			if err := ch.Send(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			if msg, err := ch.Recv(); len(msg) != size || err != nil {
+				t.Fatal(len(msg), err)
+			}
+		}
+		within(t, "Close", func() { c.Close() })
+		p := rw.(*process)
+		if p.exit != nil || !strings.Contains(p.tail.last(), "standard error") {
+			t.Errorf("%v: %v, %s", argv, p.exit, p.tail.last())
+		}
+	}
+}
+
 func TestCloseKills(t *testing.T) {
 	rw, err := DialCommand(context.Background(), []string{"sh", "-c", "trap '' TERM; while :; do sleep 1; done"}, nil)
 	if err != nil {

@@ -50,7 +50,7 @@ func (c *Conn) frame(h header) error {
 	tell, err := c.signal(h, payload)
 	c.mu.Unlock()
 	if tell != nil {
-		tell(nil)
+		c.call(tell, nil)
 	}
 	return err
 }
@@ -211,7 +211,7 @@ func (c *Conn) deliver(ch *Channel, msg []byte, cost int) error {
 	ch.owed = 0
 	if f := ch.handler; f != nil {
 		c.mu.Unlock()
-		f(msg)
+		c.call(f, msg)
 		c.mu.Lock()
 		ch.release(cost)
 		return c.checkAnswers()
