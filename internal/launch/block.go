@@ -138,7 +138,7 @@ func (b *jobBlock) descriptors(a *arena, j *Job, sources []int) {
 	first := make(map[uint64]int)
 	for i, f := range j.FDs {
 		c := &fds[i]
-		c.src, c.same, c.dst, c.flags, c.ino = sources[i], -1, int(f.Num), uintptr(f.Flags), f.Ino
+		c.src, c.same, c.dst, c.flags, c.ino = sources[i], -1, int(f.Num), uintptr(f.Flags&^makesFiles), f.Ino
 		if c.src < 0 {
 			c.path, c.alt = a.cstr(f.Path), a.str(f.Else)
 		}

@@ -22,7 +22,6 @@ type desc struct {
 	err   error
 	users int
 	ready chan struct{} // closed when fd or err is there
-	once  bool          // of one job alone, without an id
 }
 
 // useDesc gives the description id, which open makes if nobody has it yet.
@@ -148,8 +147,11 @@ func openInView(view int, f *FD, uid uint32) (int, error) {
 	return fd, nil
 }
 
+// makesFiles are flags of open(2) that are no part of a description.
+const makesFiles = unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC | unix.O_TMPFILE&^unix.O_DIRECTORY
+
 func openInode(f *FD) (int, error) {
-	flags := f.Flags&^unix.O_CREAT | unix.O_CLOEXEC | unix.O_NOCTTY
+	flags := f.Flags&^makesFiles | unix.O_CLOEXEC | unix.O_NOCTTY
 	fd, err := openRetry(string(f.Path), flags)
 	if len(f.Else) == 0 {
 		return fd, err
@@ -308,7 +310,7 @@ func (s *server) openTerminal(key TerminalKey, flags int) (int, error) {
 	if t == nil {
 		return -1, unix.ENXIO
 	}
-	return openRetry(t.path, flags&^unix.O_CREAT|unix.O_NOCTTY|unix.O_CLOEXEC)
+	return openRetry(t.path, flags&^makesFiles|unix.O_NOCTTY|unix.O_CLOEXEC)
 }
 
 // foregroundRequest is the body of a kindForeground message.

@@ -80,6 +80,9 @@ func (g *ghost) alive() bool { return !g.dead && !g.dying && atomic.LoadInt32(&g
 // command has a ghost do something and gives what the system call gave. A
 // ghost that somebody stopped is continued, one that was killed is ESRCH.
 func (g *ghost) command(op int, a0, a1, a2 uintptr) int {
+	if !g.alive() {
+		return -int(unix.ESRCH)
+	}
 	b := g.b
 	b.op, b.arg = uintptr(op), [3]uintptr{a0, a1, a2}
 	seq := atomic.AddUint32(&b.seq, 1)

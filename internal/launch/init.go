@@ -3,6 +3,7 @@ package launch
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -80,12 +81,13 @@ func Main() int {
 	}
 	debug.SetGCPercent(200)
 	s := new(server)
-	if err := s.run(); err != nil {
-		return 1
+	if s.run() == io.EOF {
+		return 0
 	}
-	return 0
+	return 1
 }
 
+// run ends when the session does, and with this process all others.
 func (s *server) run() error {
 	c, err := newConn(socketFD)
 	if err != nil {
@@ -109,7 +111,7 @@ func (s *server) run() error {
 	for {
 		m, err := c.recv()
 		if err != nil {
-			return err // the session has ended, and with this process all others
+			return err
 		}
 		s.handle(m)
 	}
@@ -134,8 +136,9 @@ func failed(what string, err error) answer {
 
 func (s *server) prepare() error {
 	// A job has init's user id: any signal that it sends must find a handler.
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	signal.Notify(make(chan os.Signal, 1))
+	children := make(chan os.Signal, 1) // one that is not yet seen stands for all
+	signal.Notify(children, unix.SIGCHLD)
 	unix.Umask(0)
 	s.views, s.ghosts, s.leaders = make(map[View]int), make(map[int32]*ghost), make(map[int32]*ghost)
 	s.terminals, s.jobs, s.pids = make(map[TerminalKey]*terminal), make(map[[16]byte]*job), make(map[int32]*job)
@@ -163,11 +166,11 @@ func (s *server) prepare() error {
 	if s.userNS, err = innerNamespace(s.cfg.Privileged); err != nil {
 		return fmt.Errorf("inner user namespace: %w", err)
 	}
-	return s.serve(signals)
+	return s.serve(children)
 }
 
 // serve starts what runs beside the request loop.
-func (s *server) serve(signals chan os.Signal) error {
+func (s *server) serve(children chan os.Signal) error {
 	// From the first job on the kernel would do this anyway.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
@@ -183,7 +186,7 @@ func (s *server) serve(signals chan os.Signal) error {
 	s.reportPipe = p[1]
 	s.marks, s.scans = make(chan mark), make(chan scan, 64)
 	go s.readReports(os.NewFile(uintptr(p[0]), "reports"))
-	go s.reap(signals)
+	go s.reap(children)
 	go s.makeMarks()
 	go s.scanner()
 	return nil
@@ -252,11 +255,8 @@ func identity(file string) ([]syscall.SysProcIDMap, error) {
 }
 
 // reap waits for init's own children and for orphans.
-func (s *server) reap(signals chan os.Signal) {
-	for sig := range signals {
-		if sig != unix.SIGCHLD {
-			continue
-		}
+func (s *server) reap(children chan os.Signal) {
+	for range children {
 		for {
 			var status unix.WaitStatus
 			var usage unix.Rusage

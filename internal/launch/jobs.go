@@ -110,14 +110,32 @@ func (s *server) cloneJob(j *job, b *jobBlock) ([]int32, error) {
 	if s.jobs[j.spec.ID] != nil {
 		return nil, unix.EEXIST
 	}
+	for range 3 {
+		taken, err := s.tryClone(j, b)
+		if !errors.Is(err, unix.ESRCH) {
+			return taken, err
+		}
+		// The ghost was killed meanwhile; another takes its place.
+		for _, g := range j.uses {
+			s.release(g)
+		}
+		j.uses = nil
+	}
+	return nil, unix.EAGAIN
+}
+
+func (s *server) tryClone(j *job, b *jobBlock) ([]int32, error) {
 	p, err := s.place(&j.spec)
 	if err != nil {
 		return nil, err
 	}
+	j.uses = p.uses
 	b.setsid, b.pgrp = p.setsid, p.pgrp
 	if t := s.terminals[j.spec.Terminal]; t != nil {
 		b.tty, b.foreground = t.slave, j.spec.Foreground
 	}
+	b.args.flags &^= unix.CLONE_PARENT
+	b.args.exitSignal = uint64(unix.SIGCHLD)
 	if p.parent {
 		b.args.flags |= unix.CLONE_PARENT
 		b.args.exitSignal = 0 // the cloning ghost's own: SIGCHLD
@@ -129,7 +147,6 @@ func (s *server) cloneJob(j *job, b *jobBlock) ([]int32, error) {
 		b.setTID = 0
 		pid = s.cloneBy(p.by, &b.args, &b.setTID, jobEntry(), unsafe.Pointer(b))
 	}
-	j.uses = p.uses
 	if pid < 0 {
 		return nil, unix.Errno(-pid)
 	}
@@ -242,7 +259,7 @@ func (s *server) forget(j *job) {
 // watch waits until no descendant of an ended job is left.
 func (s *server) watch(j *job) {
 	for {
-		pids := s.tree(j.mark.inode)
+		pids := s.treeOf(j)
 		if len(pids) == 0 {
 			break
 		}
@@ -367,12 +384,17 @@ func (s *server) killTree(j *job) {
 // treeOf gives the processes of a job that init still knows.
 func (s *server) treeOf(j *job) []int {
 	s.mu.Lock()
-	known := s.jobs[j.spec.ID] == j && j.mark.fd >= 0
+	known := s.jobs[j.spec.ID] == j
+	q := scan{inode: j.mark.inode, reply: make(chan []int, 1)}
+	if !j.ended {
+		q.pid = int(j.pid)
+	}
 	s.mu.Unlock()
 	if !known {
 		return nil
 	}
-	return s.tree(j.mark.inode)
+	s.scans <- q
+	return <-q.reply
 }
 
 // mark tells a job's processes from all others: the cgroup namespace that
@@ -409,20 +431,12 @@ func newMark() mark {
 	return mark{fd: fd, inode: st.Ino}
 }
 
-// scan asks which processes bear a mark.
+// scan asks which processes bear a mark or are the job itself, and which
+// descend from those.
 type scan struct {
-	inode uint64
+	inode uint64 // 0: no mark
+	pid   int    // 0: the command has ended
 	reply chan []int
-}
-
-// tree gives the living processes that bear a mark, and their descendants.
-func (s *server) tree(inode uint64) []int {
-	if inode == 0 {
-		return nil
-	}
-	q := scan{inode, make(chan []int, 1)}
-	s.scans <- q
-	return <-q.reply
 }
 
 // scanner walks /proc once for all that ask meanwhile.
@@ -439,7 +453,7 @@ func (s *server) scanner() {
 		}
 		procs := processes()
 		for _, q := range asked {
-			q.reply <- procs.tree(q.inode)
+			q.reply <- procs.tree(&q)
 		}
 	}
 }
@@ -488,10 +502,10 @@ func parentOf(pid string) int {
 }
 
 // tree is found in passes, as a child may come before its parent.
-func (l processList) tree(inode uint64) []int {
+func (l processList) tree(q *scan) []int {
 	in := make(map[int]bool)
 	for _, p := range l {
-		if p.mark == inode {
+		if p.pid == q.pid || p.mark == q.inode && q.inode != 0 {
 			in[p.pid] = true
 		}
 	}

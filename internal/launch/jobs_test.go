@@ -151,6 +151,7 @@ func TestRights(t *testing.T) {
 		if e.Status.Code == 0 {
 			t.Fatalf("status 0: %s", out)
 		}
+		s.check(s.shell("grep ' /sys ' /proc/mounts | cut -d' ' -f4 | cut -d, -f1; [ -d /sys/kernel ] && echo sys"), "ro\nsys\n")
 		s.check(s.shell("grep -c ' /dev ' /proc/mounts; uname -n; ls /dev/pts /dev/null /dev/fd/0; echo >/dev/shm/$$; rm /dev/shm/$$"),
 			"1\nhome\n/dev/fd/0\n/dev/null\n\n/dev/pts:\nptmx\n")
 	})
@@ -440,11 +441,13 @@ func TestGone(t *testing.T) {
 
 func TestTwoViews(t *testing.T) {
 	s := newSession(t)
-	second := s.build(ViewSpec{FUSE: []mounts.FUSE{{Path: "/", Source: "home", Type: "rexec"}}, DefaultPermissions: true,
+	second := s.build(ViewSpec{FUSE: []mounts.FUSE{{Path: "/", Source: "home", Type: "rexec"},
+		{Path: "/mnt", Source: "other", Type: "rexec", ReadOnly: true}}, DefaultPermissions: true,
 		Binds: []string{"/usr", "/nowhere"}, Files: []mounts.File{{Path: "/etc/hostname", Data: []byte("second\n")}}})
-	a := s.shell("cat /etc/hostname; grep -c ' /usr ' /proc/mounts")
+	a := s.shell("cat /etc/hostname; grep -c ' /usr ' /proc/mounts; grep ' /mnt ' /proc/mounts | cut -c-28; ls -d /mnt/etc; touch /mnt/tmp/x || echo ro")
 	a.View = second
-	s.check(a, "second\n1\n")
+	a.FDs[2].Num, a.FDs[2].Desc, a.FDs[2].Source, a.FDs[2].Path, a.FDs[2].Flags = 2, 0, SourceOpen, []byte("/dev/null"), unix.O_WRONLY
+	s.check(a, "second\n1\nother /mnt fuse.rexec ro,nos\n/mnt/etc\nro\n")
 	s.check(s.shell("cat /etc/hostname"), "made\n")
 	s.init.DropView(second)
 	a.ID[0]++

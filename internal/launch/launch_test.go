@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // session is an init with one view, its root a passthrough of "/".
 type session struct {
-	t       *testing.T
+	t       testing.TB
 	init    *Init
 	view    View
 	servers []*fuse.Server
@@ -46,7 +47,7 @@ type session struct {
 	closed bool
 }
 
-func newSession(t *testing.T) *session {
+func newSession(t testing.TB) *session {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -268,6 +269,42 @@ func rerun(t *testing.T, name string) {
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+name)) {
 		t.Fatalf("as a user: %v\n%s", err, out)
 	}
+}
+
+func BenchmarkLaunch(b *testing.B) {
+	s := newSession(b)
+	v := s.build(ViewSpec{FUSE: []mounts.FUSE{{Path: "/", Source: "home", Type: "rexec"}}, DefaultPermissions: true, Binds: []string{"/usr"}})
+	for b.Loop() {
+		j := s.job("/usr/bin/true", "true")
+		j.View, j.FDs = v, nil
+		if _, f, err := s.init.Launch(j, nil); err != nil || f != nil {
+			b.Fatal(err, f)
+		}
+		s.await(j.ID, EventEnded)
+	}
+}
+
+// Whatever a job is, telling init of it must not crash either side.
+func FuzzJob(f *testing.F) {
+	b, err := cbor.Marshal(&Job{Argv: [][]byte{[]byte("x")}, FDs: []FD{{Num: 1, Path: []byte("/")}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var j Job
+		if (&message{body: b}).decode(&j) != nil {
+			return
+		}
+		a, block, err := new(server).newJobBlock(&j, make([]int, len(j.FDs)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if block.nfds != len(j.FDs) {
+			t.Fatal("descriptors lost")
+		}
+		a.free()
+	})
 }
 
 func TestRun(t *testing.T) {

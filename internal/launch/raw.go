@@ -34,6 +34,9 @@ func cloneAt(args, entry, block uintptr) (pid int)
 func ghostEntry() uintptr
 func jobEntry() uintptr
 
+// What only assembly calls.
+var _, _ = ghostMain, jobMain
+
 // sys is a system call that gives -errno, as the kernel does.
 //
 //go:nosplit

@@ -368,8 +368,12 @@ func (i *Init) Close() error {
 	if err := i.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("end init: %w", err)
 	}
-	<-i.exited
-	return nil
+	select {
+	case <-i.exited:
+		return nil
+	case <-time.After(endWait):
+		return errors.New("init does not end: a process waits for a view's answer")
+	}
 }
 
 // Process gives init's number as the session sees it.
