@@ -168,7 +168,11 @@ func (d *device) answer(in []byte) {
 	if n == 0 {
 		return
 	}
-	if err := d.write(out[:n]); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.ENODEV) {
+	err := d.write(out[:n])
+	switch {
+	case err == nil, d.tree.closed.Load():
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV): // the request was aborted, or the mount is gone
+	default:
 		d.tree.view.logf("fuse device of %s: reply to opcode %d: %v", d.tree.mount.Path, opcode, err)
 	}
 }
