@@ -166,6 +166,7 @@ func (s *server) started(j *job, b *jobBlock, taken []int32) answer {
 		taken, j.pgrp = append(taken, j.pgrp), j.pid
 	}
 	if b.step == stepNone {
+		s.dropOnce(j)
 		return answer{Launched: Launched{Pid: j.pid, Taken: taken}}
 	}
 	// Once this is answered both the id and the number may be used again.
@@ -177,6 +178,20 @@ func (s *server) started(j *job, b *jobBlock, taken []int32) answer {
 	j.held = nil
 	go s.forget(j)
 	return answer{Failure: &Failure{Step: b.stepName(), Errno: int(b.errno)}}
+}
+
+// dropOnce lets go of the descriptions that no other job can get: a pipe's end
+// held here would hide from its other end that the job has closed it.
+func (s *server) dropOnce(j *job) {
+	var shared []*desc
+	for _, d := range j.descs {
+		if d.id != 0 {
+			shared = append(shared, d)
+		} else {
+			go s.releaseDesc(d)
+		}
+	}
+	j.descs = shared
 }
 
 func (b *jobBlock) stepName() string {
