@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -24,6 +25,7 @@ func (j *job) foreignELF(path []byte) bool {
 	if !strings.HasPrefix(name, "/") {
 		name = string(j.request.CwdPath) + "/" + name
 	}
+	name = filepath.Clean(name)
 	if !isClean(name) || j.view.loan.ours(name) || disallow.Match(kernelBound, name) {
 		return false
 	}
