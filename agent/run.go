@@ -54,9 +54,9 @@ type Options struct {
 	Sysid string // this machine's
 	// Resolve turns Host into a target of homeproto.Ask, or "local": here,
 	// without home or network.
-	Resolve func(host string) (string, error)
+	Resolve func(host string) (string, error) `json:"-"`
 	// Serve serves one agent inside this process, for NoHome.
-	Serve func(*homeproto.Conn) error
+	Serve func(*homeproto.Conn) error `json:"-"`
 }
 
 // Run runs the command and gives the exit status to end with. A command that
