@@ -41,7 +41,10 @@ type flags struct {
 
 // newRoot builds the command tree; a run leaves its exit status in code.
 func newRoot(code *int) *cobra.Command {
-	f := new(flags)
+	return newRootWith(new(flags), func(o *agent.Options) { *code = agent.Run(*o) })
+}
+
+func newRootWith(f *flags, run func(*agent.Options)) *cobra.Command {
 	root := &cobra.Command{
 		Use: usage, Long: long, Args: cobra.ArbitraryArgs,
 		SilenceErrors: true, SilenceUsage: true, TraverseChildren: true, DisableFlagsInUseLine: true,
@@ -50,7 +53,7 @@ func newRoot(code *int) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			*code = agent.Run(*opt)
+			run(opt)
 			return nil
 		},
 	}
