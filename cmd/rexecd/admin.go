@@ -27,8 +27,9 @@ func jobsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			fmt.Fprintln(w, "JOB\tUSER\tHOME\tAGENT\tPID\tSINCE\tCOMMAND")
+			table := record.Processes()
 			for _, r := range record.List(daemon.Records()) {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", short(r.ID), plain(r.User), plain(r.Home), r.Agent, r.Pid,
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", short(r.ID), plain(r.User), plain(r.Home), r.Agent, table.Find(r),
 					r.Since.Format("2006-01-02T15:04:05"), plain(r.Command))
 			}
 			return w.Flush()

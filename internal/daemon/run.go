@@ -130,14 +130,14 @@ func (b *books) note(j session.Job) {
 		return
 	}
 	command := printable(r)
-	b.logf("job %s started: user=%q account=%q home=%q pid=%d switch=%q command=%q",
-		id[:12], r.User, r.Account, r.Hostname, j.Outer, strings.Join(j.Switch, ":"), command)
+	b.logf("job %s started: user=%q account=%q home=%q switch=%q command=%q",
+		id[:12], r.User, r.Account, r.Hostname, strings.Join(j.Switch, ":"), command)
 	if b.dir == "" {
 		return
 	}
 	err := b.dir.Put(&record.Record{
 		ID: id, User: r.User, UID: os.Getuid(), Account: r.Account, Home: r.Hostname, Sysid: r.Sysid,
-		Agent: r.Pid, Pid: j.Outer, Command: command, Cwd: string(r.CwdPath), Switch: j.Switch, Since: j.Since,
+		Agent: r.Pid, Inner: j.Pid, Init: j.Init, Command: command, Cwd: string(r.CwdPath), Switch: j.Switch, Since: j.Since,
 	})
 	if err != nil {
 		b.logf("record of job %s: %v", id[:12], err)

@@ -32,7 +32,8 @@ type Record struct {
 	Home    string    `json:"home"`
 	Sysid   string    `json:"sysid,omitempty"`
 	Agent   int32     `json:"agent"` // number at home
-	Pid     int       `json:"pid"`   // number here, 0 if unknown
+	Inner   int32     `json:"inner"` // number in its session
+	Init    int       `json:"init"`  // process here below which the session's jobs are
 	Session int       `json:"session"`
 	Started uint64    `json:"session_started"` // of the session, in clock ticks after boot
 	Command string    `json:"command"`
@@ -170,22 +171,94 @@ func read(file string) (*Record, error) {
 // Signal sends a signal to the job's command. The record is its owner's word:
 // only a process of that owner is signalled.
 func (r *Record) Signal(sig syscall.Signal) error {
-	if r.Pid <= 1 {
-		return fmt.Errorf("job %s: its process is not known", r.ID)
+	pid := Processes().Find(r)
+	if pid == 0 {
+		return fmt.Errorf("job %s: its process is not found: %w", r.ID, syscall.ESRCH)
 	}
-	fd, err := unix.PidfdOpen(r.Pid, 0)
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		// The number may have changed hands before the descriptor was there.
+		if Processes().Find(r) != pid {
+			err = syscall.ESRCH
+		} else {
+			err = unix.PidfdSendSignal(fd, sig, nil, 0)
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("job %s: process %d: %w", r.ID, r.Pid, err)
+		return fmt.Errorf("job %s: process %d: %w", r.ID, pid, err)
 	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Stat("/proc/"+strconv.Itoa(r.Pid), &st); err != nil {
-		return fmt.Errorf("job %s: process %d: %w", r.ID, r.Pid, err)
+	return nil
+}
+
+// process is what /proc/PID/status tells.
+type process struct {
+	parent int
+	uid    uint32
+	inner  int32 // number in its own PID namespace; 0: that is this one
+}
+
+// Table is the processes of this machine at a moment.
+type Table map[int]process
+
+// Processes reads the table.
+func Processes() Table {
+	t := make(Table)
+	files, _ := filepath.Glob("/proc/[0-9]*/status")
+	for _, file := range files {
+		if data, err := os.ReadFile(file); err == nil {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			t[pid] = parseStatus(string(data))
+		}
 	}
-	if r.owner != 0 && st.Uid != r.owner {
-		return fmt.Errorf("job %s: process %d is not its owner's: %w", r.ID, r.Pid, syscall.EPERM)
+	return t
+}
+
+func parseStatus(text string) (p process) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseUint(f[1], 10, 32)
+		switch f[0] {
+		case "PPid:":
+			p.parent = int(n)
+		case "Uid:":
+			p.uid = uint32(n)
+		case "NSpid:":
+			if len(f) > 2 {
+				n, _ := strconv.ParseInt(f[len(f)-1], 10, 32)
+				p.inner = int32(n)
+			}
+		}
 	}
-	return unix.PidfdSendSignal(fd, sig, nil, 0)
+	return p
+}
+
+// Find gives the number here of a job's command, 0 if there is none.
+func (t Table) Find(r *Record) int {
+	for pid, p := range t {
+		if p.inner != 0 && p.inner == r.Inner && (r.owner == 0 || p.uid == r.owner) && t.below(pid, r.Init) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// below says whether a process descends from another.
+func (t Table) below(pid, ancestor int) bool {
+	for range 1000 {
+		p, ok := t[pid]
+		if !ok || ancestor <= 1 {
+			return false
+		}
+		if p.parent == ancestor {
+			return true
+		}
+		pid = p.parent
+	}
+	return false
 }
 
 // startTime is when a process began, in clock ticks after boot.

@@ -57,22 +57,29 @@ func TestForeignDirIsRefused(t *testing.T) {
 }
 
 func TestSignal(t *testing.T) {
+	// A process in a PID namespace of its own, where it is number 1.
 	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWUSER}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r := &Record{ID: "x", Pid: cmd.Process.Pid, owner: uint32(os.Getuid()) + 1}
-	if err := r.Signal(syscall.SIGTERM); err == nil {
-		t.Error("a process that is not the owner's was signalled")
+	own, me := uint32(Processes()[cmd.Process.Pid].uid), os.Getpid()
+	for _, r := range []Record{
+		{Inner: 1, Init: me, owner: own + 1},
+		{Inner: 2, Init: me, owner: own},
+		{Inner: 1, Init: cmd.Process.Pid, owner: own},
+		{Inner: 1, Init: 1, owner: own},
+		{Inner: 0, Init: me, owner: own},
+	} {
+		if err := r.Signal(syscall.SIGKILL); err == nil {
+			t.Errorf("%+v: something was signalled", r)
+		}
 	}
-	r.owner = uint32(os.Getuid())
-	if err := r.Signal(syscall.SIGTERM); err != nil {
+	r := Record{Inner: 1, Init: me, owner: own}
+	if err := r.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait()
-	for _, pid := range []int{0, 1, -1} {
-		if err := (&Record{Pid: pid}).Signal(0); err == nil {
-			t.Errorf("process %d was signalled", pid)
-		}
+	if cmd.Wait(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("ended by %v", cmd.ProcessState)
 	}
 }

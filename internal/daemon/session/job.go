@@ -22,7 +22,6 @@ type job struct {
 	since   time.Time
 	kept    []string
 	pid     int32
-	outer   int
 
 	mu     sync.Mutex
 	come   sync.Cond
@@ -89,7 +88,7 @@ func (j *job) forget() {
 }
 
 func (j *job) note(status *rer.Status) Job {
-	return Job{Request: j.request, Home: j.s.home, Switch: j.kept, Pid: j.pid, Outer: j.outer, Since: j.since, Status: status}
+	return Job{Request: j.request, Home: j.s.home, Switch: j.kept, Pid: j.pid, Init: j.s.init.Process(), Since: j.since, Status: status}
 }
 
 // refusal makes any failure one that can be sent.
@@ -138,7 +137,7 @@ func (j *job) start() (*rer.Started, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.pid, j.outer = launched.Pid, launched.Outer
+	j.pid = launched.Pid
 	return &rer.Started{
 		ID: r.ID, Pid: launched.Pid, Taken: launched.Taken,
 		Switch: l.kept, Dropped: l.dropped, ServerID: int64(launched.Outer),

@@ -56,7 +56,7 @@ type Job struct {
 	Home    *rer.Hello
 	Switch  []string
 	Pid     int32 // in the session
-	Outer   int   // in the server's own numbering, 0 if unknown
+	Init    int   // the session's init, in the server's own numbering
 	Since   time.Time
 	Status  *rer.Status // nil while it runs
 }
