@@ -18,19 +18,20 @@ type message struct {
 // Channel carries messages both ways. Its methods may be called at once from
 // several goroutines.
 type Channel struct {
-	c      *Conn
-	id     uint32
-	class  Class
-	window int // credit that this side grants
-	max    int // longest message
+	c     *Conn
+	id    uint32
+	class Class
+	max   int // longest message
 
 	sendMu sync.Mutex // held by Send: pieces of two messages never mix
 
 	// The rest is guarded by c.mu, except that only the reader goroutine
 	// touches partial.
-	credit    int // bytes that may be sent
-	allowance int // bytes that the peer may send
-	due       int // bytes taken but not yet granted again
+	window    int  // bytes that the peer may have outstanding
+	credit    int  // bytes that may be sent
+	starved   bool // Send waited for credit since its last frame
+	allowance int  // bytes that the peer may send
+	due       int  // bytes taken but not yet granted again
 	waiting   []message
 	partial   []byte // of a message whose last piece has not come
 	owed      int    // cost of partial that was not returned yet
@@ -83,6 +84,10 @@ func (ch *Channel) Send(msg []byte) error {
 		if n < len(msg) {
 			h.flags = flagMore
 		}
+		if ch.starved {
+			h.flags |= flagStarved
+			ch.starved = false
+		}
 		ch.credit -= n + frameCost
 		c.enqueue(ch.class, h, msg[:n])
 		msg = msg[n:]
@@ -102,6 +107,7 @@ func (ch *Channel) waitCredit(n int) error {
 		case ch.ended != nil:
 			return fmt.Errorf("send on channel %d: %w", ch.id, ch.ended)
 		case ch.credit < n:
+			ch.starved = true
 			ch.writable.Wait()
 		case len(ch.c.queue.class[ch.class]) >= maxQueued:
 			ch.c.room[ch.class].Wait()
@@ -234,6 +240,17 @@ func (ch *Channel) release(n int) {
 	ch.allowance += ch.due
 	ch.due = 0
 	ch.c.answer(header{kind: frameCredit, channel: ch.id}, b[:])
+}
+
+// widen doubles the window where the peer waits for credit and this side's user
+// does not make it wait; c.mu is held.
+func (ch *Channel) widen() {
+	if ch.id == controlChannel || len(ch.waiting) > 1 || ch.window >= maxCredit {
+		return
+	}
+	more := min(ch.window, maxCredit-ch.window)
+	ch.window += more
+	ch.release(more)
 }
 
 // grow makes room for n more bytes of the message that arrives; more says

@@ -47,8 +47,8 @@ const (
 // Options are what the two sides may choose on their own. Zero values mean the
 // defaults.
 type Options struct {
-	// Window is the credit of each channel in bytes: 1 MiB, and 4 MiB on the
-	// control channel; from 256 KiB to 16 MiB.
+	// Window is the credit that each channel starts with, in bytes: 1 MiB, and
+	// 4 MiB on the control channel; from 256 KiB to 16 MiB.
 	Window int
 	// MaxMessage is the longest message in bytes: 1.25 MiB, and
 	// rer.MaxMessage on the control channel.

@@ -14,7 +14,10 @@
 // # Bounds
 //
 // Each channel has a window: the peer may have that many bytes (and 32 for
-// each frame) outstanding that this side's user has not taken. A message may
+// each frame) outstanding that this side's user has not taken. It starts as
+// [Options].Window and doubles, up to 16 MiB, whenever the peer had to wait for
+// credit though this side's user takes what comes: a long link needs it, and a
+// user who does not keep up never gets it. A message may
 // be longer than the window; memory for a channel is then the window plus
 // [Options].MaxMessage. A peer that exceeds its credit, or breaks the framing
 // in any other way, loses the link. A frame for a channel that was never
@@ -35,7 +38,8 @@
 // server. Frames follow: type (1 byte), flags (1), payload length (2), channel
 // (4), payload; numbers are big endian. Header and payload are at most 64 KiB.
 //
-//	1 data    a piece of a message; flag 1: more pieces follow
+//	1 data    a piece of a message; flag 1: more pieces follow; flag 2: the
+//	          sender had to wait for credit
 //	2 credit  uint32: so many more bytes may be sent on the channel
 //	3 open    class byte; numbers go up by 2, clients' from 3, servers' from 4
 //	4 close   no more messages from this side, and it takes none

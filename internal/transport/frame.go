@@ -18,7 +18,8 @@ const (
 	// empty messages are not free.
 	frameCost = 32
 
-	flagMore = 1
+	flagMore    = 1
+	flagStarved = 2
 )
 
 type frameType uint8
@@ -97,7 +98,7 @@ func (h header) check() error {
 	if h.length < low || h.length > high {
 		return violation("frame of type %d with %d bytes", h.kind, h.length)
 	}
-	if h.flags&^flagMore != 0 || h.flags != 0 && h.kind != frameData {
+	if h.flags&^(flagMore|flagStarved) != 0 || h.flags != 0 && h.kind != frameData {
 		return violation("frame of type %d with flags %#x", h.kind, h.flags)
 	}
 	return nil

@@ -76,7 +76,7 @@ func TestBreaches(t *testing.T) {
 	big := make([]byte, maxPayload)
 	for name, attack := range map[string]func(*raw){
 		"type":          func(r *raw) { r.frame(99, 0, 0, nil) },
-		"flags":         func(r *raw) { r.frame(frameData, 2, 0, nil) },
+		"flags":         func(r *raw) { r.frame(frameData, 4, 0, nil) },
 		"flag of close": func(r *raw) { r.frame(frameClose, 1, 0, nil) },
 		"credit length": func(r *raw) { r.frame(frameCredit, 0, 0, []byte{1}) },
 		"credit":        func(r *raw) { r.frame(frameCredit, 0, 0, []byte{255, 255, 255, 255}) },
@@ -147,6 +147,31 @@ func TestUnknownChannel(t *testing.T) {
 	}
 }
 
+// The window widens for a peer that waits for credit, unless the user here is
+// what it waits for.
+func TestWiden(t *testing.T) {
+	for _, taken := range []bool{true, false} {
+		t.Run(fmt.Sprintf("taken %v", taken), func(t *testing.T) {
+			c, r := hostile(t, Options{})
+			r.greet()
+			ch := must(c.Channel(2))
+			if taken {
+				ch.Handle(func([]byte) {})
+			}
+			for range 10 { // within the first credit
+				r.frame(frameData, flagStarved, 2, make([]byte, 20<<10))
+			}
+			r.frame(framePing, 0, 0, make([]byte, 8))
+			r.next(framePong)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if taken && ch.window != maxCredit || !taken && ch.window > 4<<20 || ch.allowance > maxCredit {
+				t.Errorf("window of %d, allowance of %d", ch.window, ch.allowance)
+			}
+		})
+	}
+}
+
 func TestTooManyChannels(t *testing.T) {
 	c, r := hostile(t, Options{})
 	r.greet()
@@ -195,7 +220,7 @@ func TestKeepAlive(t *testing.T) {
 	a, b := PipeOptions(Options{Dead: 3 * time.Second}, Options{Dead: 3 * time.Second})
 	defer b.Close()
 	defer a.Close()
-	eventually(t, "a few pings", func() bool { return a.Stats().FramesIn > 6 })
+	eventually(t, "a few pings", func() bool { return a.Stats().FramesIn > 3 })
 	if a.Err() != nil || b.Err() != nil {
 		t.Fatal(a.Err(), b.Err())
 	}

@@ -166,6 +166,9 @@ func (c *Conn) data(h header) error {
 		defer c.mu.Unlock()
 		return violation("%d bytes on channel %d beyond its credit of %d", cost, ch.id, ch.allowance)
 	}
+	if h.flags&flagStarved != 0 {
+		ch.widen()
+	}
 	ch.allowance -= cost
 	c.mu.Unlock()
 	if len(ch.partial)+h.length > ch.max {
