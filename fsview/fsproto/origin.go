@@ -20,8 +20,10 @@
 // # Leases
 //
 // A reply that says Lease is true until recalled: the origin calls the
-// function given to SetRecall before anything else reaches the view. Without
-// a lease a reply is true only for the moment.
+// function given to SetRecall before anything else reaches the view. A recall
+// that arrives while a request is under way also takes back what the reply to
+// that request promises. Without a lease a reply is true only for the moment.
+// Leased attributes may be late in their access time.
 package fsproto
 
 import "context"

@@ -66,7 +66,15 @@ func (o *Origin) Getattr(ctx context.Context, id fsproto.Node, fh fsproto.FH) (f
 		return fsproto.AttrReply{}, err
 	}
 	defer t.release()
-	return t.attr()
+	if t.file != nil {
+		return t.attr() // it may be one that is written to
+	}
+	var st unix.Statx_t
+	if err := stat(t.fd(), "", &st); err != nil {
+		return fsproto.AttrReply{}, err
+	}
+	lease, err := o.lease(t.node, &st)
+	return fsproto.AttrReply{Attr: attrOf(&st, t.gen()), Lease: lease}, err
 }
 
 func (o *Origin) Setattr(ctx context.Context, in *fsproto.SetattrIn) (fsproto.AttrReply, error) {

@@ -43,6 +43,7 @@ func (o *Origin) make(in *fsproto.MakeIn, f func(p *node) error) (e fsproto.Entr
 		if err := o.as.do(in.Caller, func() error { return f(p) }); err != nil {
 			return err
 		}
+		o.Settle() // or what f did would take the new entry's lease back
 		e, err = o.lookup(p, in.Name)
 		return err
 	})
@@ -158,6 +159,7 @@ func (o *Origin) Link(ctx context.Context, id, parent fsproto.Node, name string)
 		if err := unix.Linkat(unix.AT_FDCWD, fdPath(n.fd), p.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 			return err
 		}
+		o.Settle()
 		e, err = o.lookup(p, name)
 		return err
 	})

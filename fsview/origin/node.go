@@ -143,6 +143,7 @@ func (o *Origin) drop(n *node) {
 func (o *Origin) settle(n *node) {
 	for n != nil && n.users == 0 && n.count == 0 && n.kids == 0 && o.nodes[n.id] == n {
 		delete(o.nodes, n.id)
+		o.leases.forget(n.id)
 		if o.byKey[n.key] == n {
 			delete(o.byKey, n.key)
 		}
@@ -254,16 +255,26 @@ func (o *Origin) Lookup(ctx context.Context, parent fsproto.Node, name string) (
 	if o.hidden(p, name) {
 		return fsproto.Entry{}, unix.ENOENT
 	}
-	return o.lookup(p, name)
+	e, err := o.lookup(p, name)
+	if err == unix.ENOENT && e.Lease != 0 {
+		return e, nil
+	}
+	return e, err
 }
 
+// lookup fails with ENOENT for a name that leads to nothing, and says even
+// then whether that is leased.
 func (o *Origin) lookup(p *node, name string) (fsproto.Entry, error) {
+	var lease fsproto.Lease
+	if o.leases.name(p, name) {
+		lease = fsproto.LeaseEntry
+	}
 	st := new(unix.Statx_t)
 	if err := stat(p.fd, name, st); err != nil {
-		return fsproto.Entry{}, err
+		return fsproto.Entry{Lease: lease}, err
 	}
 	if n := o.known(st, p, name); n != nil {
-		return fsproto.Entry{Node: n.id, Attr: attrOf(st, n.gen)}, nil
+		return o.entry(n, st, lease)
 	}
 	var fd int
 	err := retry(func() (err error) {
@@ -277,7 +288,29 @@ func (o *Origin) lookup(p *node, name string) (fsproto.Entry, error) {
 	if err != nil {
 		return fsproto.Entry{}, err
 	}
-	return fsproto.Entry{Node: n.id, Attr: attrOf(st, n.gen)}, nil
+	return o.entry(n, st, lease)
+}
+
+// entry is the answer for a node that was just handed out.
+func (o *Origin) entry(n *node, st *unix.Statx_t, lease fsproto.Lease) (fsproto.Entry, error) {
+	if o.leases != nil {
+		attr, err := o.leaseHeld(n, st)
+		if err != nil {
+			o.Drop(n.id)
+			return fsproto.Entry{}, err
+		}
+		lease |= attr
+	}
+	return fsproto.Entry{Node: n.id, Attr: attrOf(st, n.gen), Lease: lease}, nil
+}
+
+func (o *Origin) leaseHeld(n *node, st *unix.Statx_t) (fsproto.Lease, error) {
+	n, err := o.hold(n.id)
+	if err != nil {
+		return 0, err
+	}
+	defer o.drop(n)
+	return o.lease(n, st)
 }
 
 func (o *Origin) Forget(list []fsproto.Forgotten) {

@@ -18,8 +18,8 @@
 // of the request's Caller; whether the caller may make them is for the view's
 // kernel to judge. Any other process acts as itself.
 //
-// Lock order: file.pos, then Origin.mu; lockTable.mu is never held together
-// with them.
+// Lock order: leases.turn, file.pos, Origin.mu, leases.mu; lockTable.mu is never
+// held together with them.
 package origin
 
 import (
@@ -44,6 +44,10 @@ type Options struct {
 	// Expose says whether the file now at path may be opened, linked or
 	// renamed. nil: [HidePrivateKeys].
 	Expose func(path string) error
+	// Leases grants leases of names and attributes; then whoever sends
+	// anything to the side of the view must call Settle first. Not together
+	// with Hide, whose answers change with names further up.
+	Leases bool
 	// MaxNodes bounds the descriptors held for nodes. 0: half of
 	// RLIMIT_NOFILE (whose soft limit package os raises at start).
 	MaxNodes int
@@ -51,9 +55,10 @@ type Options struct {
 
 // Origin is the native origin.
 type Origin struct {
-	opt   Options
-	as    identity
-	locks lockTable
+	opt    Options
+	as     identity
+	locks  lockTable
+	leases *leases // nil: none are granted
 
 	mu        sync.Mutex // guards what follows
 	closed    bool
@@ -92,12 +97,16 @@ func New(opt Options) (*Origin, error) {
 		mounts: make(map[uint64]int), files: make(map[fsproto.FH]*file),
 	}
 	o.locks.init()
+	if opt.Leases && opt.Hide == nil {
+		o.leases = newLeases(o)
+	}
 	return o, nil
 }
 
 // Close releases everything that was handed out. Requests still running end
 // as they can; later ones fail with ESTALE or EBADF.
 func (o *Origin) Close() {
+	o.leases.close()
 	o.locks.close()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -118,7 +127,7 @@ func (o *Origin) Close() {
 	}
 }
 
-// SetRecall is part of [fsproto.Origin]. This origin grants no leases yet.
+// SetRecall is part of [fsproto.Origin].
 func (o *Origin) SetRecall(f func([]fsproto.Recall)) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
