@@ -17,6 +17,8 @@ func disallowedCommand(o *options) *cobra.Command {
 		Short: "the paths of this machine that no job may have by SWITCH",
 		Long: "The list has one absolute path a line; lines that begin with # are comments.\n" +
 			"Sessions follow the file: a change holds for the next job.",
+		Args: cobra.NoArgs,
+		RunE: help,
 	}
 	c.PersistentFlags().StringVar(&file, "file", "", "the list's `file` (default: what the configuration says)")
 	list := func() (string, error) {

@@ -44,6 +44,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
+		RunE:          help,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&o.configFile, "config", config.DefaultFile, "configuration `file`")
@@ -53,6 +54,9 @@ func command() *cobra.Command {
 		checkCommand(o), versionCommand())
 	return root
 }
+
+// help is what a command does that has subcommands only.
+func help(c *cobra.Command, _ []string) error { return c.Help() }
 
 // setting is what sessions are started with.
 func (o *options) setting() (daemon.Setting, error) {
