@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"rexec/disallow"
-	"rexec/fsview/fsproto"
 )
 
 // machines are the ELF machine numbers of this server's programs.
@@ -47,7 +47,10 @@ func (j *job) foreignELF(path []byte) bool {
 
 // head reads the first bytes of one of home's files.
 func (s *Session) head(name string) ([]byte, error) {
-	node, err := s.walkFile(name)
+	node, _, dir, err := s.walk(name)
+	if err == nil && dir {
+		err = syscall.EISDIR
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -58,18 +61,4 @@ func (s *Session) head(name string) ([]byte, error) {
 	}
 	defer s.files.Release(f.FH, 0, false)
 	return s.files.Read(ctx, f.FH, 0, 64)
-}
-
-// walkFile is walk for a file.
-func (s *Session) walkFile(name string) (fsproto.Node, error) {
-	dir, base := name[:strings.LastIndexByte(name, '/')], name[strings.LastIndexByte(name, '/')+1:]
-	if dir == "" {
-		dir = "/"
-	}
-	parent, _, err := s.walk(dir)
-	if err != nil {
-		return 0, err
-	}
-	e, err := s.files.Lookup(context.Background(), parent, base)
-	return e.Node, err
 }

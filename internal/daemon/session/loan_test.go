@@ -109,10 +109,12 @@ func TestForbidden(t *testing.T) {
 	dir, whole := t.TempDir(), t.TempDir()
 	secret := filepath.Join(dir, "secret")
 	none := filepath.Join(dir, "none")
-	forbidden := []string{secret, whole, none}
+	file := filepath.Join(dir, "file")
+	forbidden := []string{secret, whole, none, file}
 	h := newHome(t, Config{Forbidden: func() []string { return forbidden }})
 	write(t, filepath.Join(dir, "f"), "open\n")
 	write(t, filepath.Join(secret, "s"), "home\n")
+	write(t, file, "homefile\n")
 	if err := os.Rename(filepath.Join(dir, "f"), filepath.Join(dir, "g")); err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +136,12 @@ func TestForbidden(t *testing.T) {
 	if len(f) != 5 || f[0] != "open" || f[1] != "home" || f[2] == f[3] || f[3] != f[4] {
 		t.Errorf("served with a hole: %q", out)
 	}
+	out, _ = h.sh("/", "cat "+file+"; stat -c %d "+dir+" "+file+"; echo more >>"+file+"; cat "+file, sw)
+	if f = strings.Fields(out); len(f) != 5 || f[0] != "homefile" || f[1] == f[2] || f[4] != "more" {
+		t.Errorf("a forbidden file: %q", out)
+	}
 	out, _ = h.sh(dir, "ls; echo x >new; cat new; rm new; mv secret moved; rmdir secret; mkdir none; cat none", sw)
-	if strings.Contains(out, "home") || !strings.HasPrefix(out, "g\n") || !strings.Contains(out, "x\n") {
+	if strings.Contains(out, "home") || !strings.HasPrefix(out, "file\ng\n") || !strings.Contains(out, "x\n") {
 		t.Errorf("in the served directory: %q", out)
 	}
 	if _, err := os.Stat(filepath.Join(secret, "s")); err != nil {

@@ -168,10 +168,13 @@ func (s *Session) servedMounts(v *view, cfg *fsview.Config) error {
 		if slices.ContainsFunc(v.list, func(m fsMount) bool { return m.Path == name }) {
 			continue
 		}
-		node, dev, err := s.walk(name)
+		node, dev, dir, err := s.walk(name)
 		if err != nil {
 			cfg.Absent = append(cfg.Absent, name)
 			continue
+		}
+		if !dir {
+			cfg.Points = append(cfg.Points, fsview.Point{Path: name})
 		}
 		v.list = append(v.list, fsMount{
 			Mount:  fsview.Mount{Path: name, Origin: s.files, Root: node},
@@ -182,33 +185,32 @@ func (s *Session) servedMounts(v *view, cfg *fsview.Config) error {
 	return nil
 }
 
-// walk finds home's directory of a name. Symbolic links are not followed.
-func (s *Session) walk(name string) (fsproto.Node, uint64, error) {
+// walk finds home's directory or file of a name, in which file system it is
+// and whether it is a directory. Symbolic links are not followed, and nothing
+// else can be mounted on: ENOENT.
+func (s *Session) walk(name string) (node fsproto.Node, dev uint64, dir bool, err error) {
 	var from rer.Mount
 	for _, m := range s.home.Mounts {
 		if disallow.Below(m.Path, name) && len(m.Path) > len(from.Path) {
 			from = m
 		}
 	}
-	node, dev := fsproto.Node(from.Root), from.Dev
-	isDir := true
+	node, dir = fsproto.Node(from.Root), true
 	for _, c := range strings.Split(strings.Trim(strings.TrimPrefix(name, from.Path), "/"), "/") {
 		if c == "" {
 			continue
 		}
 		e, err := s.files.Lookup(context.Background(), node, c)
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, false, err
 		}
-		if e.Node == 0 {
-			return 0, 0, syscall.ENOENT
+		kind := e.Attr.Mode & unix.S_IFMT
+		if e.Node == 0 || kind != unix.S_IFDIR && kind != unix.S_IFREG {
+			return 0, 0, false, syscall.ENOENT
 		}
-		node, isDir = e.Node, e.Attr.Mode&unix.S_IFMT == unix.S_IFDIR
+		node, dir = e.Node, kind == unix.S_IFDIR
 	}
-	if !isDir {
-		return 0, 0, syscall.ENOTDIR
-	}
-	return node, dev, nil
+	return node, from.Dev, dir, nil
 }
 
 // points lists what else lies on the FUSE mounts.
