@@ -150,8 +150,21 @@ func (t *talk) signal(i signals.Info) {
 func (t *talk) relay(i signals.Info) {
 	// A failure means that home is gone, which receiving says too.
 	_ = t.conn.SendRelay(&homeproto.Relay{Signal: &rer.Signal{
-		ID: t.id, Signo: i.Signo, Code: i.Code, Pid: i.Pid, UID: i.UID, Value: i.Value, Group: i.FromTerminal(),
+		ID: t.id, Signo: i.Signo, Code: i.Code, Pid: i.Pid, UID: i.UID, Value: i.Value, Group: i.FromTerminal() || t.toGroup(i),
 	}})
+}
+
+// toGroup guesses that a process sent i to the agent's whole group, which
+// looks like one sent to the agent alone: shells continue and hang up groups.
+func (t *talk) toGroup(i signals.Info) bool {
+	r := &t.ask.Request
+	switch unix.Signal(i.Signo) {
+	case unix.SIGCONT:
+		return true // does nothing to one that runs
+	case unix.SIGHUP:
+		return i.Pid == r.Ppid && r.Pgrp == r.Pid
+	}
+	return false
 }
 
 // answer handles one event; an outcome ends it all.
