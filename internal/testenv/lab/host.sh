@@ -1,7 +1,7 @@
 # Makes a host's root and becomes its first process.
 # usage: host.sh client|server DIR
 # In new mount, PID, UTS, network and IPC namespaces. Descriptor 3 is told
-# "ready" when all is made.
+# "ready" when all is made. The host ends when standard input does.
 name=$1
 dir=$2
 umask 022
@@ -33,6 +33,13 @@ sshfiles() {
 	chown -R "$2" "$1"
 }
 
+# first_process reaps what is orphaned, until whoever made the lab closes
+# standard input or dies; then all processes of the host go with it.
+first_process() {
+	cat >/dev/null
+	exit 0
+}
+
 # files that both hosts have of their own
 mkdir -p etc root home
 chmod 700 root
@@ -55,7 +62,7 @@ if [ "$name" = client ]; then
 	cd /root
 	echo ready >&3
 	exec 3>&-
-	exec sleep infinity
+	first_process
 fi
 
 mkdir -p usr dev proc sys run/sshd run/lock tmp var/tmp var/log var/cache var/empty mnt opt srv old etc/ssh
@@ -79,6 +86,7 @@ cp "$dir/user.pub" home/dev/.ssh/authorized_keys
 chmod 700 home/dev/.ssh
 chown -R 1600:1600 home/dev
 
+: >var/log/lastlog
 echo server >etc/hostname
 printf '127.0.0.1 localhost\n10.77.0.1 client\n10.77.0.2 server\n' >etc/hosts
 echo 'nameserver 10.77.0.53' >etc/resolv.conf
@@ -135,4 +143,5 @@ cd /
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 echo ready >&3
 exec 3>&-
-exec /usr/sbin/sshd -D -e
+/usr/sbin/sshd -D -e &
+first_process

@@ -7,9 +7,10 @@
 // directory of its own: /etc, /root, /home, /var, /tmp, /usr/local are its own,
 // the rest of /usr is this machine's, read-only. A real sshd runs on it,
 // rexecd is in its PATH, and only it has /etc/marker. The client sees this
-// machine's files with /root, /home, /etc/passwd and /etc/group its own. On each
-// /root/marker holds the host's name. The client reaches the server by the names of its ssh configuration:
-// "server" (as root) and "server-dev" (as the user dev there).
+// machine's files with /root, /home, /etc/passwd and /etc/group its own. On
+// each, /root/marker holds the host's name. The client reaches the server by
+// the names of its ssh configuration: "server" (as root) and "server-dev" (as
+// the user dev there).
 //
 // The link is a program between two TUN devices, because a kernel need not
 // have netem. It needs root, /dev/net/tun, ip, ssh, sshd, nsenter, unshare.
@@ -21,6 +22,7 @@ import (
 	_ "embed" // the hosts' set-up
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +58,7 @@ type Host struct {
 	Addr string
 
 	unshare *exec.Cmd
+	alive   io.Closer // the host ends when it is closed, so also when this process dies
 	log     bytes.Buffer
 }
 
@@ -148,8 +151,11 @@ func startHost(dir, name, addr string) (*Host, error) {
 		"sh", "-e", filepath.Join(dir, "host.sh"), name, dir)
 	h.unshare.ExtraFiles = []*os.File{w} // 3: the script says there that it is done
 	h.unshare.Stdout, h.unshare.Stderr = &h.log, &h.log
-	h.unshare.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	h.unshare.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	h.unshare.WaitDelay = 5 * time.Second
+	if h.alive, err = h.unshare.StdinPipe(); err != nil {
+		return nil, err
+	}
 	err = h.unshare.Start()
 	w.Close()
 	if err != nil {

@@ -137,7 +137,7 @@ func openTUN(pid int, offload bool) (*os.File, error) {
 	}
 	c := make(chan result)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		f, err := openTUNHere(fmt.Sprintf("/proc/%d/ns/net", pid), offload)
 		c <- result{f, err}
 	}()
@@ -145,13 +145,13 @@ func openTUN(pid int, offload bool) (*os.File, error) {
 	return r.f, r.err
 }
 
+// openTUNHere leaves the calling thread in the other namespace.
 func openTUNHere(netns string, offload bool) (*os.File, error) {
 	ns, err := os.Open(netns)
 	if err != nil {
 		return nil, err
 	}
 	defer ns.Close()
-	// A thread of its own, so that the rest of the process stays.
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("setns %s: %w", netns, err)
 	}
