@@ -11,7 +11,7 @@ int main(int argc, char **argv)
 	if (argc > 2 && strcmp(argv[1], "--") == 0)
 		argv++;
 	else if (argc == 2)
-		execl("/bin/sh", "/bin/sh", "-c", argv[1], (char *)0);
+		execl("/bin/sh", "sh", "-c", argv[1], (char *)0);
 	if (argc > 1)
 		execvp(argv[1], argv + 1);
 	return errno == ENOENT ? 127 : 126;
