@@ -36,11 +36,13 @@ type memory struct {
 	opened stamp        // at the last open: what the page cache began with
 	warm   bool         // opened is set
 	locked bool         // a record lock was asked for
+	told   told
 }
 
 func (m *memory) learn(a *fsproto.Attr) {
 	m.mu.Lock()
 	m.attr = *a
+	m.told.by = 0
 	m.mu.Unlock()
 }
 
@@ -55,6 +57,7 @@ func (m *memory) keep(a *fsproto.Attr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.attr = *a
+	m.told.by = 0
 	now := stampOf(a)
 	same := m.warm && m.opened == now
 	m.opened, m.warm = now, true

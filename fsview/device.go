@@ -134,6 +134,17 @@ const (
 	opBatch     = 42
 )
 
+// reads says whether a request leaves the file system as it was.
+func reads(opcode uint32) bool {
+	switch opcode {
+	case 1, 3, 5, 15, 17, 18, 22, 23, 25, 27, 28, 29, 34, opInterrupt, opForget, opBatch:
+		// LOOKUP, GETATTR, READLINK, READ, STATFS, RELEASE, GETXATTR,
+		// LISTXATTR, FLUSH, OPENDIR, READDIR, RELEASEDIR, ACCESS
+		return true
+	}
+	return false
+}
+
 func longReply(opcode uint32) bool {
 	switch opcode {
 	case 15, 28, 44, 22, 23, 39: // READ, READDIR, READDIRPLUS, GETXATTR, LISTXATTR, IOCTL
@@ -149,6 +160,10 @@ func (d *device) answer(in []byte) {
 	if tracked {
 		d.tree.flights.add(unique)
 		defer d.tree.flights.done(unique)
+	}
+	if !reads(opcode) {
+		d.tree.changes.Add(1)
+		defer d.tree.changes.Add(1)
 	}
 	var out []byte
 	if longReply(opcode) {
@@ -221,12 +236,18 @@ func (d *device) notifyInode(id uint64, data bool) error {
 	return d.notify(notifyInode, frame)
 }
 
-// notifyEntry drops the kernel's knowledge of a name. It waits for requests
-// in that directory.
+// expireOnly has a name asked for again, where dropping it would also take it
+// from under those who work in it: their getcwd(2) would fail. Kernels before
+// 6.2 drop it.
+const expireOnly = 1 << 0
+
+// notifyEntry ends the kernel's trust in a name. It waits for requests in
+// that directory.
 func (d *device) notifyEntry(parent uint64, name string) error {
 	frame := make([]byte, replyLen+16+len(name)+1)
 	binary.NativeEndian.PutUint64(frame[replyLen:], parent)
 	binary.NativeEndian.PutUint32(frame[replyLen+8:], uint32(len(name)))
+	binary.NativeEndian.PutUint32(frame[replyLen+12:], expireOnly)
 	copy(frame[replyLen+16:], name)
 	return d.notify(notifyEntry, frame)
 }

@@ -23,7 +23,6 @@ type fake struct {
 	counts  map[string]int
 	streams []string // writes: "stream", "append", "at"
 	entered chan string
-	recall  func([]fsproto.Recall)
 }
 
 type fakeFile struct {

@@ -3,13 +3,16 @@ package fsview
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,7 +60,13 @@ type mounted struct {
 func (m *mounted) path(p string) string { return filepath.Join(m.dir, p) }
 
 // mount serves a view below a temporary directory.
-func mount(t *testing.T, cfg Config) *mounted {
+func mount(t testing.TB, cfg Config) *mounted {
+	t.Helper()
+	return mountReady(t, cfg, func(*View) {})
+}
+
+// mountReady is mount, with a call of ready before the kernel asks anything.
+func mountReady(t testing.TB, cfg Config, ready func(*View)) *mounted {
 	t.Helper()
 	if cfg.Logf == nil {
 		cfg.Logf = t.Logf
@@ -66,6 +75,7 @@ func mount(t *testing.T, cfg Config) *mounted {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ready(v)
 	m := &mounted{v, t.TempDir()}
 	// Last in, first out: the mounts go before the directory.
 	t.Cleanup(func() {
@@ -83,7 +93,7 @@ func mount(t *testing.T, cfg Config) *mounted {
 	return m
 }
 
-func (m *mounted) mountOne(t *testing.T, index int, mt Mount, defaultPermissions bool) {
+func (m *mounted) mountOne(t testing.TB, index int, mt Mount, defaultPermissions bool) {
 	t.Helper()
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
@@ -130,8 +140,57 @@ func runChild(call string) int {
 			fmt.Println(err)
 			return 1
 		}
+	case "getcwd":
+		os.Chdir(args[1])
+		fmt.Print(".")
+		io.ReadAll(os.Stdin)
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Getcwd(buf)
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Print(string(buf[:n-1]))
+	case "stats":
+		var st unix.Stat_t
+		n, _ := strconv.Atoi(args[2])
+		for range n {
+			if err := unix.Stat(args[1], &st); err != nil {
+				fmt.Println(err)
+				return 1
+			}
+		}
+	case "time":
+		timeCalls(args[1], args[2])
 	default:
 		return 2
 	}
 	return 0
+}
+
+// timeCalls prints how long one call of a kind takes, in nanoseconds.
+func timeCalls(kind, path string) {
+	runtime.LockOSThread()
+	var st unix.Stat_t
+	fd, err := unix.Open(path, unix.O_RDONLY, 0)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	call := map[string]func(){
+		"fstat": func() { unix.Fstat(fd, &st) },
+		"stat":  func() { unix.Stat(path, &st) },
+		"open": func() {
+			if fd, err := unix.Open(path, unix.O_RDONLY, 0); err == nil {
+				unix.Close(fd)
+			}
+		},
+	}[kind]
+	const n = 5000
+	call()
+	start := time.Now()
+	for range n {
+		call()
+	}
+	fmt.Print(time.Since(start).Nanoseconds() / n)
 }

@@ -36,11 +36,14 @@ func (t *tree) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out
 	if err := fsproto.CheckName(name); err != nil {
 		return t.status(err)
 	}
+	when := t.changes.Load()
 	e, err := t.origin.Lookup(request{cancel}, parent.org, name)
 	if err != nil {
 		return t.status(err)
 	}
-	t.entered(h.Unique, &e, p, out)
+	if n := t.entered(h.Unique, &e, p, out); n != nil {
+		n.tell(h.Pid, true, when)
+	}
 	return fuse.OK
 }
 
@@ -56,18 +59,19 @@ func (t *tree) lookupPinned(n *node, out *fuse.EntryOut) {
 }
 
 // entered shows the kernel a node that the origin has handed out.
-func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryOut) {
+func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryOut) *node {
 	lease := t.flights.grant(unique, e.Lease)
 	if e.Node == 0 { // a name that leads to nothing
 		*out = fuse.EntryOut{}
 		if lease&fsproto.LeaseEntry != 0 {
 			out.EntryValid = forever
 		}
-		return
+		return nil
 	}
 	n := t.nodes.enter(e.Node, p)
 	n.learn(&e.Attr)
 	t.showEntry(out, n, &e.Attr, lease)
+	return n
 }
 
 // room says whether name may be made in the directory.

@@ -1,8 +1,10 @@
 package fsview
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -45,12 +47,70 @@ func homeDir(t *testing.T) string {
 	return dir
 }
 
+// tooMany are cases with more files than a short test can make;
+// TestLongListing has what they are about.
+var tooMany = []string{"readdir", "readdir-seek", "long-path"}
+
+func TestLongListing(t *testing.T) {
+	home := homeDir(t)
+	const files = 3000
+	for i := range files {
+		if err := os.WriteFile(filepath.Join(home, fmt.Sprintf("file-%d", i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := native(t, home, points("/lacking1", "/lacking2"))
+	d, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(d)
+	buf := make([]byte, 4096)
+	next := func() []string {
+		n, err := unix.Getdents(d, buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		return names
+	}
+	type place struct {
+		off   int64
+		names []string
+	}
+	var places []place
+	seen := make(map[string]bool)
+	for {
+		off, _ := unix.Seek(d, 0, unix.SEEK_CUR)
+		names := next()
+		if len(names) == 0 && len(seen) >= files {
+			break
+		}
+		places = append(places, place{off, names})
+		for _, n := range names {
+			if seen[n] {
+				t.Fatal("twice:", n)
+			}
+			seen[n] = true
+		}
+	}
+	if len(seen) != files+2 {
+		t.Fatalf("%d names, want %d", len(seen), files+2)
+	}
+	for _, i := range []int{0, len(places) - 1, len(places) / 2, 3} {
+		unix.Seek(d, places[i].off, unix.SEEK_SET)
+		if names := next(); !slices.Equal(names, places[i].names) {
+			t.Errorf("back at place %d: %q, want %q", i, names, places[i].names)
+		}
+	}
+}
+
 func TestPosixSuite(t *testing.T) {
-	posix.Run(t, native(t, homeDir(t), nil).dir)
+	posix.Run(t, native(t, homeDir(t), nil).dir, tooMany...)
 }
 
 func TestPosixSuiteOneID(t *testing.T) {
-	posix.Run(t, native(t, homeDir(t), func(c *Config) { c.OneID = true }).dir, "readdir-seek", "readdir")
+	posix.Run(t, native(t, homeDir(t), func(c *Config) { c.OneID = true }).dir, tooMany...)
 }
 
 func TestGoFusePosix(t *testing.T) {

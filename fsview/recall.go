@@ -104,3 +104,18 @@ func (t *tree) invalidate(list []fsproto.Recall) {
 		}
 	}
 }
+
+// expireAttributes ends the kernel's trust in attributes, which waits for
+// nothing. A file's data goes with the next look at them, as its mtime or size
+// is another.
+func (t *tree) expireAttributes(list []fsproto.Recall) {
+	d := t.device.Load()
+	if d == nil {
+		return
+	}
+	for _, r := range list {
+		for _, n := range t.nodes.known(r.Node) {
+			d.notifyInode(n.id, false)
+		}
+	}
+}

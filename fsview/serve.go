@@ -91,13 +91,22 @@ func (v *View) Serve(index int, dev *os.File) error {
 	return nil
 }
 
-// Recall takes leases back. It returns at once; [View.Settle] waits until
-// the kernel knows.
+// fewRecalls is how many recalls are carried out, as far as that can be done
+// without waiting, before Recall returns.
+const fewRecalls = 1000
+
+// Recall takes leases back. It returns at once; attributes are gone from the
+// kernel's cache then, and [View.Settle] waits for names and data.
 func (v *View) Recall(origin fsproto.Origin, list []fsproto.Recall) {
 	for _, t := range v.trees {
-		if t.origin == origin {
-			v.recall.push(recallJob{t, list, t.flights.recall()})
+		if t.origin != origin {
+			continue
 		}
+		wait := t.flights.recall()
+		if len(list) <= fewRecalls {
+			t.expireAttributes(list)
+		}
+		v.recall.push(recallJob{t, list, wait})
 	}
 }
 

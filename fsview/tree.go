@@ -29,6 +29,7 @@ type tree struct {
 	flights flights
 	device  atomic.Pointer[device]
 	closed  atomic.Bool
+	changes atomic.Uint64 // grows before and after each request that changes something
 
 	secretOnce sync.Once
 	secret     *node
@@ -69,7 +70,7 @@ func (t *tree) options() *fuse.MountOptions {
 		DisableSplice:      true,
 		Logger:             log.New(logWriter{t.view}, "", 0),
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 |
-			fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO,
+			fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO | fuse.CAP_HAS_EXPIRE_ONLY,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
 		PanicHandler: func(v any) fuse.Status {
 			t.view.logf("panic in a file request: %v", v)

@@ -2,8 +2,10 @@ package fsview
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -30,6 +32,23 @@ func TestReadsAndSeesChanges(t *testing.T) {
 	}
 	if _, err := os.Stat(m.path("b")); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("stat of what is not there: %v", err)
+	}
+}
+
+// TestAsksOnceForOneCall counts what one system call asks of home.
+func TestAsksOnceForOneCall(t *testing.T) {
+	f := newFake()
+	f.put("a", "x")
+	m := mount(t, one(f, fakeRoot))
+	const calls = 200
+	before := f.count("getattr")
+	if out, err := child("stats", m.path("a"), fmt.Sprint(calls)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// Each call asks once for the root's attributes. Now and then the second
+	// question for the file's comes late.
+	if n := f.count("getattr") - before; n >= calls*2 {
+		t.Errorf("%d calls asked %d times for attributes", calls, n)
 	}
 }
 
@@ -224,5 +243,24 @@ func TestPathFindsNode(t *testing.T) {
 	}
 	if _, err := os.Stat(m.path(m.Path(0, 77))); !errors.Is(err, syscall.ESTALE) {
 		t.Errorf("unknown node: %v", err)
+	}
+}
+
+// BenchmarkCalls measures single calls of another process.
+func BenchmarkCalls(b *testing.B) {
+	f := newFake()
+	f.put("a", "x")
+	m := mount(b, one(f, fakeRoot))
+	for _, kind := range []string{"fstat", "stat", "open"} {
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				out, err := child("time", kind, m.path("a")).Output()
+				ns, perr := strconv.ParseFloat(string(out), 64)
+				if err != nil || perr != nil {
+					b.Fatal(err, perr, string(out))
+				}
+				b.ReportMetric(ns, "ns/call")
+			}
+		})
 	}
 }

@@ -1,0 +1,213 @@
+package fsview
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"rexec/fsview/fsproto"
+	"rexec/fsview/origin"
+	"rexec/fsview/posix"
+)
+
+// wire is one end of a channel of messages in memory.
+type wire struct {
+	in, out chan []byte
+	closed  chan struct{}
+	once    *sync.Once
+}
+
+func wires() (a, b *wire) {
+	x, y, closed, once := make(chan []byte, 16), make(chan []byte, 16), make(chan struct{}), new(sync.Once)
+	return &wire{x, y, closed, once}, &wire{y, x, closed, once}
+}
+
+func (w *wire) Send(b []byte) error {
+	select {
+	case w.out <- append([]byte(nil), b...):
+		return nil
+	case <-w.closed:
+		return io.ErrClosedPipe
+	}
+}
+
+func (w *wire) Recv() ([]byte, error) {
+	select {
+	case b := <-w.in:
+		return b, nil
+	case <-w.closed:
+		return nil, io.EOF
+	}
+}
+
+func (w *wire) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return nil
+}
+
+// leased serves a directory as a session does: over a channel, with leases,
+// each reply after the recalls of what happened before it.
+type leased struct {
+	*mounted
+	home   *origin.Origin
+	client *fsproto.Client
+}
+
+func mountLeased(t *testing.T, dir string) *leased {
+	t.Helper()
+	umaskOnce.Do(func() { unix.Umask(0) })
+	o, err := origin.New(origin.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, _, err := o.Root(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := wires()
+	served := make(chan error, 1)
+	go func() { served <- fsproto.Serve(far, o, fsproto.ServeOptions{BeforeReply: o.Settle}) }()
+	client := fsproto.NewClient(near)
+	t.Cleanup(func() {
+		near.Close()
+		<-served
+		o.Close()
+	})
+	var view *View
+	ready := make(chan struct{})
+	client.SetRecall(func(list []fsproto.Recall) {
+		<-ready
+		view.Recall(client, list)
+	})
+	m := mountReady(t, one(client, root), func(v *View) { view = v; close(ready) })
+	return &leased{m, o, client}
+}
+
+// settle has everything that happened at home seen in the view.
+func (l *leased) settle(t *testing.T) {
+	t.Helper()
+	l.home.Settle()
+	// What was sent before this reply has arrived when it does.
+	if _, err := l.client.Ref(t.Context(), 1<<60); err == nil {
+		t.Fatal("an unknown node was found")
+	}
+	l.Settle()
+}
+
+func TestPosixSuiteLeased(t *testing.T) {
+	posix.Run(t, mountLeased(t, homeDir(t)).dir, tooMany...)
+}
+
+// tmpfs is a directory on a file system that is leased.
+func tmpfs(t *testing.T) string {
+	t.Helper()
+	dir := homeDir(t)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+func TestLeasedNamesAskOnce(t *testing.T) {
+	home := tmpfs(t)
+	mkdirs(t, home, "a/b/c")
+	l := mountLeased(t, home)
+	const calls = 100
+	if out, err := child("stats", l.path("a/b/c"), fmt.Sprint(calls)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n := l.client.Counts()
+	if asked := n["lookup"] + n["getattr"]; asked >= calls {
+		t.Errorf("%d calls asked home %d times: %v", calls, asked, n)
+	}
+}
+
+func TestHomesChangesUnderLease(t *testing.T) {
+	home := tmpfs(t)
+	mkdirs(t, home, "d")
+	at := func(name string) string { return filepath.Join(home, name) }
+	l := mountLeased(t, home)
+	look := func() (content string, mode os.FileMode, missing bool) {
+		b, _ := os.ReadFile(l.path("d/f"))
+		st, err := os.Stat(l.path("d/f"))
+		if errors.Is(err, os.ErrNotExist) {
+			return "", 0, true
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b), st.Mode(), false
+	}
+	steps := []struct {
+		do      func() error
+		content string
+		mode    os.FileMode
+		missing bool
+	}{
+		{func() error { return nil }, "", 0, true},
+		{func() error { return os.WriteFile(at("d/f"), []byte("one"), 0o644) }, "one", 0o644, false},
+		{func() error { return os.WriteFile(at("d/f"), []byte("two"), 0o644) }, "two", 0o644, false},
+		{func() error { return os.Chmod(at("d/f"), 0o600) }, "two", 0o600, false},
+		{func() error { return os.Rename(at("d/f"), at("d/g")) }, "", 0, true},
+		{func() error { return os.WriteFile(at("d/h"), []byte("other"), 0o644) }, "", 0, true},
+		{func() error { return os.Rename(at("d/h"), at("d/f")) }, "other", 0o644, false},
+		{func() error { return os.RemoveAll(at("d")) }, "", 0, true},
+	}
+	for i, s := range steps {
+		look()
+		look()
+		if err := s.do(); err != nil {
+			t.Fatal(err)
+		}
+		l.settle(t)
+		content, mode, missing := look()
+		if content != s.content || mode != s.mode || missing != s.missing {
+			t.Errorf("step %d: %q %v %v, want %q %v %v", i, content, mode, missing, s.content, s.mode, s.missing)
+		}
+	}
+}
+
+// TestWorkingDirectoryOutlivesRecall has a process whose directory is
+// recalled: getcwd(2) must go on.
+func TestWorkingDirectoryOutlivesRecall(t *testing.T) {
+	home := homeDir(t)
+	mkdirs(t, home, "work/dir")
+	l := mountLeased(t, home)
+	cmd := child("getcwd", l.path("work/dir"))
+	in, _ := cmd.StdinPipe()
+	out, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	one := make([]byte, 1)
+	io.ReadFull(out, one) // it is there
+	for _, name := range []string{"work", "dir"} {
+		st, err := os.Stat(l.path("work/dir"))
+		if err != nil || !st.IsDir() {
+			t.Fatal(err)
+		}
+		root, _, _ := l.home.Root(home)
+		e, err := l.home.Lookup(t.Context(), root, "work")
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent := root
+		if name == "dir" {
+			parent = e.Node
+		}
+		l.Recall(l.client, []fsproto.Recall{{Parent: parent, Name: name}})
+	}
+	l.Settle()
+	in.Close()
+	got, _ := io.ReadAll(out)
+	if err := cmd.Wait(); err != nil || string(got) != l.path("work/dir") {
+		t.Errorf("working directory %q, %v", got, err)
+	}
+}
