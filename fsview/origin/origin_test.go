@@ -358,6 +358,25 @@ func TestNamesAreChecked(t *testing.T) {
 	}
 }
 
+// TestDeep works where no path is short enough to be named.
+func TestDeep(t *testing.T) {
+	w := start(t, Options{})
+	name := strings.Repeat("d", 250)
+	dir := w.root
+	for range 20 {
+		e, err := w.Mkdir(ctx, &fsproto.MakeIn{Parent: dir, Name: name, Mode: 0o755, Caller: self()})
+		must(t, err)
+		dir = e.Node
+	}
+	c, err := w.Create(ctx, &fsproto.MakeIn{Parent: dir, Name: "f", Mode: 0o600, Flags: unix.O_RDWR, Caller: self()})
+	must(t, err)
+	must(t, w.Rename(ctx, &fsproto.RenameIn{Parent: dir, Name: "f", NewParent: dir, NewName: "g", Caller: self()}))
+	_, err = w.Open(ctx, c.Entry.Node, unix.O_RDONLY)
+	must(t, err)
+	_, err = w.Link(ctx, c.Entry.Node, dir, "h")
+	must(t, err)
+}
+
 func TestRename(t *testing.T) {
 	w := start(t, Options{})
 	w.put("a", "a")

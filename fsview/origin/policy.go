@@ -1,7 +1,6 @@
 package origin
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -30,20 +29,21 @@ func ExposeAll(string) error { return nil }
 
 // pathOf is where fd is now, as this process sees it.
 func pathOf(fd int) (string, error) {
-	return os.Readlink(fdPath(fd))
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlink(fdPath(fd), buf)
+	return string(buf[:max(n, 0)]), err
 }
 
-func (o *Origin) exposed(fd int) error {
+func (o *Origin) exposed(fd int) error { return o.exposedAt(fd, "") }
+
+func (o *Origin) exposedName(dir *node, name string) error { return o.exposedAt(dir.fd, name) }
+
+func (o *Origin) exposedAt(fd int, name string) error {
 	path, err := pathOf(fd)
-	if err != nil {
-		return err
-	}
-	return o.opt.Expose(path)
-}
-
-func (o *Origin) exposedName(dir *node, name string) error {
-	path, err := pathOf(dir.fd)
-	if err != nil {
+	switch {
+	case err == unix.ENAMETOOLONG:
+		return nil // deeper than PATH_MAX: the kernel has no name for it
+	case err != nil:
 		return err
 	}
 	return o.opt.Expose(filepath.Join(path, name))
