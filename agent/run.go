@@ -101,23 +101,11 @@ func newAgent(o Options) (*agent, error) {
 		}
 	}
 	if o.NoStdin {
-		if err := nullStdin(); err != nil {
+		if err := capture.NullStdin(); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
-}
-
-func nullStdin() error {
-	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open /dev/null: %w", err)
-	}
-	defer unix.Close(null)
-	if err := unix.Dup3(null, 0, 0); err != nil {
-		return fmt.Errorf("standard input: %w", err)
-	}
-	return nil
 }
 
 func (a *agent) run() outcome {

@@ -138,6 +138,11 @@ func Restore() error {
 	if err != nil && !errors.As(err, &partial) {
 		return err
 	}
+	for fd := range 3 {
+		if wasClosed(fd) {
+			unix.CloseOnExec(fd)
+		}
+	}
 	if err := signals.Ignore(ignored); err != nil {
 		return err
 	}

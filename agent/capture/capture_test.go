@@ -72,7 +72,7 @@ func withProbe(do func() int) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	probe = filepath.Join(dir, "probe")
-	if out, err := exec.Command("go", "build", "-o", probe, "./testdata/probe").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-ldflags=-E=rexec/agent/capture.entry", "-o", probe, "./testdata/probe").CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the probe: %w: %s", err, out)
 	}
 	return do(), nil
@@ -336,6 +336,22 @@ func TestMany(t *testing.T) {
 	r := run(t, state{Many: 4000, Nofile: unix.Rlimit{Cur: 8192, Max: 8192}}, nil)
 	if len(r.Request.FDs) < 4001 || r.Files > 4 {
 		t.Fatalf("%d numbers, %d descriptions", len(r.Request.FDs), r.Files)
+	}
+}
+
+// A closed standard descriptor is none of the command's.
+func TestClosed(t *testing.T) {
+	for _, fds := range [][]int{{0}, {1}, {2}, {0, 1, 2}, {1, 2}} {
+		r := run(t, state{Close: fds}, nil)
+		var want []int
+		for fd := range 3 {
+			if !slices.Contains(fds, fd) {
+				want = append(want, fd)
+			}
+		}
+		if got := numbers(r); !slices.Equal(got, want) {
+			t.Errorf("closed %v, captured %v", fds, got)
+		}
 	}
 }
 

@@ -40,6 +40,9 @@ func listDescriptors() ([]open, error) {
 		if err != nil {
 			continue
 		}
+		if wasClosed(fd) {
+			continue
+		}
 		o, err := inspect(fd)
 		if errors.Is(err, unix.EBADF) || err == nil && o == nil {
 			continue
