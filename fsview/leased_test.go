@@ -62,7 +62,7 @@ type leased struct {
 func mountLeased(t *testing.T, dir string) *leased {
 	t.Helper()
 	umaskOnce.Do(func() { unix.Umask(0) })
-	o, err := origin.New(origin.Options{})
+	o, err := origin.New(origin.Options{Leases: true})
 	if err != nil {
 		t.Fatal(err)
 	}
