@@ -87,6 +87,7 @@ type jobBlock struct {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func (b *jobBlock) fail(step, at, errno int) {
 	b.step, b.at, b.errno = int32(step), int32(at), int32(-errno)
 	for {
@@ -99,6 +100,7 @@ func (b *jobBlock) fail(step, at, errno int) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobMain(b *jobBlock) {
 	jobGroup(b)
 	jobEnter(b)
@@ -112,6 +114,7 @@ func jobMain(b *jobBlock) {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobGroup(b *jobBlock) {
 	if b.setsid {
 		sys(unix.SYS_SETSID, 0, 0, 0, 0, 0)
@@ -133,6 +136,7 @@ func jobGroup(b *jobBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobEnter(b *jobBlock) {
 	if b.cgroup >= 0 {
 		sys(unix.SYS_SETNS, uintptr(b.cgroup), unix.CLONE_NEWCGROUP, 0, 0, 0)
@@ -149,6 +153,7 @@ func jobEnter(b *jobBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobDrop(b *jobBlock) {
 	r := 0
 	if b.setGroups {
@@ -179,6 +184,7 @@ func jobDrop(b *jobBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func (b *jobBlock) open(path, alt, flags uintptr, ino uint64) int {
 	at := unix.AT_FDCWD
 	fd := sys(unix.SYS_OPENAT, uintptr(at), path, flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0, 0)
@@ -193,6 +199,7 @@ func (b *jobBlock) open(path, alt, flags uintptr, ino uint64) int {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func (b *jobBlock) inode(fd int) uint64 {
 	if sys(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&b.stat)), 0, 0, 0) < 0 {
 		return 0
@@ -202,6 +209,7 @@ func (b *jobBlock) inode(fd int) uint64 {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobCwd(b *jobBlock) {
 	fd := b.open(b.cwd, b.cwdAlt, unix.O_PATH|unix.O_DIRECTORY, b.cwdIno)
 	if fd < 0 {
@@ -215,6 +223,7 @@ func jobCwd(b *jobBlock) {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func (b *jobBlock) fd(i int) *childFD {
 	return (*childFD)(unsafe.Add(unsafe.Pointer(b.fds), uintptr(i)*unsafe.Sizeof(childFD{})))
 }
@@ -224,6 +233,7 @@ func (b *jobBlock) fd(i int) *childFD {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobFiles(b *jobBlock) {
 	for i := 0; i < b.nfds; i++ {
 		f := b.fd(i)
@@ -257,6 +267,7 @@ func jobFiles(b *jobBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobAttributes(b *jobBlock) {
 	for i := 0; i < b.nlimits; i++ {
 		l := (*childLimit)(unsafe.Add(unsafe.Pointer(b.limits), uintptr(i)*unsafe.Sizeof(childLimit{})))
@@ -279,6 +290,7 @@ func jobAttributes(b *jobBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func jobExec(b *jobBlock) {
 	errno, denied := -int(unix.ENOENT), false
 	for i := 0; i < b.npaths; i++ {

@@ -245,8 +245,10 @@ func (s *server) makeTerminal(m *message) (answer, int, error) {
 	}
 	s.terminals[r.Key] = t
 	if g := s.leaders[r.Key.Sid]; g != nil && g.alive() {
-		// Late: only what this ghost clones from now on has it.
-		g.command(opTerminal, uintptr(t.slave), 0, 0)
+		// Late: only what this ghost clones from now on has it, so its idle
+		// children make room for others.
+		g.command(opTerminal, uintptr(t.slave), 0)
+		s.endMembers(g)
 	}
 	return answer{}, master, nil
 }
@@ -339,7 +341,7 @@ func (s *server) setForeground(m *message) (answer, int, error) {
 	if *pgrp = r.Pgrp; r.Pgrp == r.Key.Sid {
 		*pgrp = g.pid
 	}
-	if ret := g.command(opForeground, uintptr(t.slave), uintptr(unsafe.Pointer(pgrp)), 0); ret < 0 {
+	if ret := g.command(opForeground, uintptr(t.slave), uintptr(unsafe.Pointer(pgrp))); ret < 0 {
 		return answer{}, -1, unix.Errno(-ret)
 	}
 	return answer{}, -1, nil

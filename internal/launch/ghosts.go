@@ -71,7 +71,11 @@ func (s *server) cloneBy(by *ghost, args *cloneArgs, num *int32, entry uintptr, 
 	if by == nil {
 		return cloneBlocked(args, entry, block, new([2]uint64))
 	}
-	return by.command(opClone, uintptr(unsafe.Pointer(args)), entry, uintptr(block))
+	if !by.alive() {
+		return -int(unix.ESRCH)
+	}
+	by.b.clone = [3]uintptr{uintptr(unsafe.Pointer(args)), entry, uintptr(block)}
+	return by.command(opClone, 0, 0)
 }
 
 // alive asks the word that the kernel clears when the ghost ends.
@@ -79,12 +83,12 @@ func (g *ghost) alive() bool { return !g.dead && !g.dying && atomic.LoadInt32(&g
 
 // command has a ghost do something and gives what the system call gave. A
 // ghost that somebody stopped is continued, one that was killed is ESRCH.
-func (g *ghost) command(op int, a0, a1, a2 uintptr) int {
+func (g *ghost) command(op int, a0, a1 uintptr) int {
 	if !g.alive() {
 		return -int(unix.ESRCH)
 	}
 	b := g.b
-	b.op, b.arg = uintptr(op), [3]uintptr{a0, a1, a2}
+	b.op, b.arg = uintptr(op), [2]uintptr{a0, a1}
 	seq := atomic.AddUint32(&b.seq, 1)
 	_ = unix.Kill(int(g.pid), wakeSignal)
 	for {
@@ -159,6 +163,11 @@ func (s *server) endUnused(g *ghost) bool {
 		s.endIdle(g)
 		return true
 	}
+	return s.endMembers(g)
+}
+
+// endMembers ends the idle ghosts of a leader's session.
+func (s *server) endMembers(g *ghost) bool {
 	found := false
 	for _, m := range s.ghosts {
 		if m != g && m.leader == g && m.users == 0 {

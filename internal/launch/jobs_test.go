@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -540,6 +541,71 @@ func busy(s *session) *Job {
 	return j
 }
 
+// TestSession is a session that another test kills: see TestSessionDies.
+func TestSession(t *testing.T) {
+	if os.Getenv("LAUNCH_TEST_SESSION") == "" {
+		return
+	}
+	s := newSession(t)
+	busy(s)
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.init.Process()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.NewFile(3, "pipe").WriteString(link + "\n")
+	select {}
+}
+
+func TestSessionDies(t *testing.T) {
+	r, w, err := blockingPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestSession$", "-test.timeout=100s")
+	cmd.Env = append(os.Environ(), "LAUNCH_TEST_SESSION=1")
+	cmd.ExtraFiles = []*os.File{w}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	link, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(members(t, strings.TrimSpace(link))) < 3 {
+		t.Error("no processes in the session")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	until(t, "processes left", func() bool { return len(members(t, strings.TrimSpace(link))) == 0 })
+}
+
+// Names of the view resolve in it: an absolute symbolic link does not lead a
+// mount into the server's root.
+func TestViewRoot(t *testing.T) {
+	s := newSession(t)
+	root := t.TempDir()
+	for _, d := range []string{"proc", "dev", "sys", "usr", "bin", "lib", "lib64", "etc", "work"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, err := range []error{os.WriteFile(root+"/work/file", nil, 0o644), os.Symlink("/work", root+"/etc/link")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := ViewSpec{FUSE: []mounts.FUSE{{Path: "/", Source: "home"}}, DefaultPermissions: true,
+		Binds: []string{"/usr", "/bin", "/lib", "/lib64"}, Files: []mounts.File{{Path: "/etc/link/file", Data: []byte("made\n")}}}
+	v, err := s.init.BuildView(spec, func(_ int, dev *os.File) error { return s.serveRoot(root, dev) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := s.shell("cat /work/file; echo x >/work/file; cd /etc/../../..; ls /; pwd")
+	j.View, j.FDs[2] = v, FD{Num: 2, Source: SourceOpen, Path: []byte("/dev/null"), Flags: unix.O_WRONLY}
+	s.check(j, "made\nbin\ndev\netc\nlib\nlib64\nproc\nsys\nusr\nwork\n/\n")
+}
+
 func TestInitDies(t *testing.T) {
 	s := newSession(t)
 	link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.init.Process()))
@@ -570,6 +636,9 @@ func TestGhostsDie(t *testing.T) {
 		pr.Close()
 		lines := bufio.NewReader(r)
 		lines.ReadString('\n')
+		stopper := s.shell("kill -STOP 5000")
+		stopper.Pid = 5300
+		s.check(stopper, "")
 		killer := s.shell("kill -9 5000 5001; while kill -0 5001 || kill -0 5000; do :; done 2>/dev/null")
 		killer.Ppid, killer.Sid, killer.Pid, killer.Pgrp = 1, 9000, 9001, 9001
 		s.check(killer, "")

@@ -77,8 +77,10 @@ func (s *session) build(spec ViewSpec) View {
 	return v
 }
 
-func (s *session) serve(index int, dev *os.File) error {
-	root, err := fs.NewLoopbackRoot("/")
+func (s *session) serve(_ int, dev *os.File) error { return s.serveRoot("/", dev) }
+
+func (s *session) serveRoot(dir string, dev *os.File) error {
+	root, err := fs.NewLoopbackRoot(dir)
 	if err != nil {
 		return err
 	}

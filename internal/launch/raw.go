@@ -30,17 +30,19 @@ type cloneArgs struct {
 
 //go:noescape
 func clone(args *cloneArgs, entry uintptr, block unsafe.Pointer) (pid int)
-func cloneAt(args, entry, block uintptr) (pid int)
-func ghostEntry() uintptr
-func jobEntry() uintptr
 
-// What only assembly calls.
-var _, _ = ghostMain, jobMain
+// Where ghosts and jobs begin: the code of these functions as Go itself would
+// call it through a variable.
+var ghostFunc, jobFunc = ghostMain, jobMain
+
+func ghostEntry() uintptr { return **(**uintptr)(unsafe.Pointer(&ghostFunc)) }
+func jobEntry() uintptr   { return **(**uintptr)(unsafe.Pointer(&jobFunc)) }
 
 // sys is a system call that gives -errno, as the kernel does.
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func sys(nr, a, b, c, d, e uintptr) int {
 	r, _, errno := syscall.RawSyscall6(nr, a, b, c, d, e, 0)
 	if errno != 0 {
@@ -56,6 +58,7 @@ const allSignals = ^uint64(0)
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func cloneBlocked(args *cloneArgs, entry uintptr, block unsafe.Pointer, masks *[2]uint64) int {
 	masks[0] = allSignals
 	sys(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&masks[0])), uintptr(unsafe.Pointer(&masks[1])), 8, 0)
@@ -67,7 +70,7 @@ func cloneBlocked(args *cloneArgs, entry uintptr, block unsafe.Pointer, masks *[
 // Commands of ghosts.
 const (
 	opNone       = iota
-	opClone      // arg 0: *cloneArgs, 1: entry, 2: block
+	opClone      // what ghostBlock.clone says
 	opForeground // arg 0: terminal, 1: *process group
 	opTerminal   // arg 0: terminal to be the controlling one
 	opExit
@@ -86,13 +89,15 @@ type report struct {
 
 // ghostBlock is a ghost's memory besides its stack.
 type ghostBlock struct {
+	clone   [3]uintptr // *cloneArgs, entry and block of what the ghost is to clone
+	ret     int        // what the command's system call gave
+	born    bool
 	tid     int32  // its number while it lives (CLONE_CHILD_CLEARTID)
 	ready   uint32 // futex: 1 when born
 	seq     uint32 // of the last command given; written by init
 	done    uint32 // futex: of the last command done
 	op      uintptr
-	arg     [3]uintptr
-	ret     int
+	arg     [2]uintptr
 	setsid  bool
 	tty     int // to be the controlling terminal from birth on; -1: none
 	pipe    int // where reports go
@@ -107,15 +112,49 @@ type ghostBlock struct {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func futexWake(word *uint32) {
 	sys(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1, 1<<30, 0, 0)
 }
 
-// ghostMain is a ghost's life. It is called by clone, never by Go.
+// ghostMain is a ghost's life. It is called by assembly, never by Go, and
+// returns to have it clone.
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func ghostMain(b *ghostBlock) {
+	if b.born {
+		ghostDone(b)
+	} else {
+		ghostBirth(b)
+	}
+	for {
+		if b.seq != b.done {
+			if b.op == opClone {
+				return
+			}
+			ghostCommand(b)
+			ghostDone(b)
+		}
+		ghostReap(b)
+		sys(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&b.forever)), uintptr(unsafe.Pointer(&b.info)), 0, 8, 0)
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ghostDone(b *ghostBlock) {
+	b.done = b.seq
+	futexWake(&b.done)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ghostBirth(b *ghostBlock) {
+	b.born = true
 	if b.setsid {
 		sys(unix.SYS_SETSID, 0, 0, 0, 0, 0)
 		if b.tty >= 0 {
@@ -130,23 +169,13 @@ func ghostMain(b *ghostBlock) {
 	b.pid = int32(sys(unix.SYS_GETPID, 0, 0, 0, 0, 0))
 	b.ready = 1
 	futexWake(&b.ready)
-	for {
-		if b.seq != b.done {
-			ghostCommand(b)
-			b.done = b.seq
-			futexWake(&b.done)
-		}
-		ghostReap(b)
-		sys(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&b.forever)), uintptr(unsafe.Pointer(&b.info)), 0, 8, 0)
-	}
 }
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func ghostCommand(b *ghostBlock) {
 	switch b.op {
-	case opClone:
-		b.ret = cloneAt(b.arg[0], b.arg[1], b.arg[2])
 	case opForeground:
 		b.ret = sys(unix.SYS_IOCTL, b.arg[0], unix.TIOCSPGRP, b.arg[1], 0, 0)
 	case opTerminal:
@@ -160,6 +189,7 @@ func ghostCommand(b *ghostBlock) {
 //
 //go:nosplit
 //go:norace
+//go:nocheckptr
 func ghostReap(b *ghostBlock) {
 	for {
 		pid := sys(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&b.rep.status)),
