@@ -53,7 +53,8 @@
 //	't' termios terminal settings changed; struct termios of linux/amd64
 //	            without padding: iflag, oflag, cflag, lflag uint32 big
 //	            endian, line byte, 19 control bytes
-//	'w' 4xuint16 window size: rows, columns, x, y; big endian
+//	'w' 4xuint16 window size changed, at home or by a job: rows, columns, x, y;
+//	            big endian
 //	'f' int32   home's foreground process group changed (big endian)
 //
 // Channels live on after Ended, for the job's descendants: home closes each

@@ -11,9 +11,9 @@
 // Whatever goes wrong is answered by a rer.Refused, also after Started: then
 // with rer.ReasonLost, and the agent ends with 255.
 //
-// Locks: Home.mu before session.mu before job.mu; nothing is sent, received
-// or waited for while one of them is held, but for a job's first messages,
-// which job.mu keeps in order.
+// Locks: Home.mu before session.mu before job.mu, and job.order before all of
+// them; nothing is sent, received or waited for while one of them is held, but
+// for job.order, which keeps a job's messages in order.
 package home
 
 import (
@@ -43,7 +43,7 @@ type Options struct {
 	Dial func(ctx context.Context, ask *homeproto.Ask) (io.ReadWriteCloser, error)
 	// Origin makes what answers a session's file requests; nil: the native
 	// one.
-	Origin func() (Origin, error)
+	Origin func(ask *homeproto.Ask) (Origin, error)
 }
 
 // Origin is what a session lends: files by number, and those that its jobs
@@ -54,6 +54,7 @@ type Origin interface {
 	AdoptNode(fd int) (fsproto.Node, fsproto.Attr, error)
 	Drop(n fsproto.Node)
 	AdoptFile(fd int) (fsproto.FH, error)
+	Settle()
 	Close()
 }
 

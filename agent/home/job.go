@@ -41,7 +41,11 @@ type job struct {
 	before transferred
 	killed bool
 
-	mu       sync.Mutex
+	// order is held while the request or a signal is sent: what came first
+	// leaves first. It comes before mu.
+	order sync.Mutex
+
+	mu       sync.Mutex // a leaf
 	launched bool
 	pending  []*rer.Signal // that came before the launch
 	fatal    int           // signal that ended the wait for a link
@@ -127,28 +131,40 @@ const siKernel = 0x80
 // signal passes a signal on at once, or keeps it until the launch.
 func (j *job) signal(sig *rer.Signal) {
 	sig.ID = j.req.ID
+	j.order.Lock()
+	defer j.order.Unlock()
+	t, launched := j.note(sig)
+	if !launched {
+		return
+	}
+	if t != nil && sig.Signo == int(unix.SIGWINCH) && sig.Code == siKernel {
+		t.Look() // the far terminal makes its own
+		return
+	}
+	if t != nil && sig.Signo == int(unix.SIGCONT) {
+		t.Resume(j)
+	}
+	_ = j.sess.send(&rer.Message{Signal: sig})
+}
+
+// note does what a signal means here, and gives the job's terminal.
+func (j *job) note(sig *rer.Signal) (t *terminal, launched bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.launched {
-		j.pending = append(j.pending, sig)
-		if j.fatal == 0 && j.ends(sig.Signo) {
-			j.fatal = sig.Signo
-			j.stop()
-		}
-		return
-	}
-	switch {
-	case j.term == nil:
-	case sig.Signo == int(unix.SIGWINCH) && sig.Code == siKernel:
-		j.term.Look() // the far terminal makes its own
-		return
-	case sig.Signo == int(unix.SIGCONT):
-		j.term.Resume(j)
-	}
 	if sig.Signo == int(unix.SIGCONT) {
 		j.stopped = false
 	}
-	_ = j.sess.send(&rer.Message{Signal: sig})
+	if j.launched {
+		return j.term, true
+	}
+	if len(j.pending) < maxEvents {
+		j.pending = append(j.pending, sig)
+	}
+	if j.fatal == 0 && j.ends(sig.Signo) {
+		j.fatal = sig.Signo
+		j.stop()
+	}
+	return nil, false
 }
 
 // ends says whether a command that has not started would die of a signal.
@@ -264,25 +280,32 @@ var errGivenUp = errors.New("given up")
 
 // sendLaunch sends the request and then the signals that wait for it.
 func (j *job) sendLaunch() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.order.Lock()
+	defer j.order.Unlock()
 	select {
 	case <-j.gone:
 		return errGivenUp
 	default:
 	}
-	if j.fatal != 0 {
+	if !j.commit() {
 		return errGivenUp
 	}
 	if err := j.sess.send(&rer.Message{Launch: j.req}); err != nil {
 		return err
 	}
-	j.launched = true
-	for _, sig := range j.pending {
+	for _, sig := range j.pending { // nobody adds to it any more
 		_ = j.sess.send(&rer.Message{Signal: sig})
 	}
-	j.pending = nil
 	return nil
+}
+
+// commit is the point from which on a signal goes to the command and ends
+// nothing here. false: one has ended it before.
+func (j *job) commit() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.launched = j.fatal == 0
+	return j.launched
 }
 
 // push keeps a message for follow; it does not block. false: too many.

@@ -184,7 +184,7 @@ func (s *session) live(ctx context.Context, ask *homeproto.Ask) {
 
 // connect makes link and origin, and exchanges greetings.
 func (s *session) connect(ctx context.Context, ask *homeproto.Ask) (err error) {
-	if s.origin, err = s.home.opt.Origin(); err != nil {
+	if s.origin, err = s.home.opt.Origin(ask); err != nil {
 		return fmt.Errorf("origin: %w", err)
 	}
 	rw, err := s.home.opt.Dial(ctx, ask)
@@ -275,10 +275,15 @@ func (s *session) hello() (*rer.Hello, error) {
 	return h, nil
 }
 
+// send sends a control message. What changed here before it is recalled
+// there before it arrives.
 func (s *session) send(m *rer.Message) error {
 	b, err := m.Encode()
 	if err != nil {
 		return err
+	}
+	if m.Hello == nil {
+		s.settle()
 	}
 	return s.ctl.Send(b)
 }
@@ -295,8 +300,9 @@ func (s *session) serveFiles() {
 	s.close(nil)
 }
 
-// settle makes recalls leave before what follows. There are none yet.
-func (s *session) settle() {}
+// settle makes the recalls of all that has happened so far leave before what
+// follows.
+func (s *session) settle() { s.origin.Settle() }
 
 // message hands one of the session's messages to the job that it is about. It
 // runs on the link's reader and must not block.

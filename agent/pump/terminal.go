@@ -435,6 +435,8 @@ func (t *Terminal) receive() {
 			t.output(msg[1:])
 		case 't':
 			t.jobSet(msg[1:])
+		case 'w':
+			t.jobResize(msg[1:])
 		}
 	}
 }
@@ -458,6 +460,20 @@ func (t *Terminal) jobSet(body []byte) {
 	t.apply(set)
 	if !t.raw {
 		t.logical = t.set
+	}
+}
+
+// jobResize is a job's TIOCSWINSZ.
+func (t *Terminal) jobResize(body []byte) {
+	if len(body) != 8 {
+		return
+	}
+	word := func(i int) uint16 { return binary.BigEndian.Uint16(body[2*i:]) }
+	size := unix.Winsize{Row: word(0), Col: word(1), Xpixel: word(2), Ypixel: word(3)}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctl != nil && size != t.size && unix.IoctlSetWinsize(t.ctl.fd, unix.TIOCSWINSZ, &size) == nil {
+		t.size = size
 	}
 }
 

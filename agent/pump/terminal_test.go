@@ -184,6 +184,11 @@ func TestTerminalSizeAndDescription(t *testing.T) {
 		t.Fatal(err)
 	}
 	ch.untilKind(t, "w")
+	ch.say('w', 0, 50, 0, 60, 0, 0, 0, 0)
+	eventually(t, "job's size", func() bool {
+		rows, cols, err := pty.Getsize(a.tty)
+		return err == nil && rows == 50 && cols == 60
+	})
 }
 
 func TestTerminalHangup(t *testing.T) {
