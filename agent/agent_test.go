@@ -342,6 +342,28 @@ func TestStats(t *testing.T) {
 	r.ends("exit status 0", "rexec: launch 1.5 ms, total 2.5 ms, 1 bytes out, 2 bytes in, lookup 3\n")
 }
 
+func TestDump(t *testing.T) {
+	r := prepare(t, Options{Host: "eagle", DumpRER: true, Argv: []string{"a", "b c"}}, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "X=\xff") })
+	out, err := r.cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Argv, Env    []string
+		Umask        string
+		Mask         []string
+		FDs          []struct{ Num, Desc int }
+		Descriptions []struct{ Kind string }
+	}
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got.Argv, []string{"a", "b c"}) || !slices.Contains(got.Env, `X=\xff`) || len(got.Umask) != 4 ||
+		len(got.FDs) < 3 || got.Descriptions[0].Kind != "device" {
+		t.Errorf("%+v", got)
+	}
+}
+
 // Many first commands at once start one home, which is nobody's child.
 func TestStartHome(t *testing.T) {
 	dir := t.TempDir()

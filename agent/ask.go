@@ -2,8 +2,6 @@ package agent
 
 import (
 	"crypto/rand"
-	"encoding/json"
-	"fmt"
 	"os"
 	"path"
 	"slices"
@@ -11,7 +9,6 @@ import (
 
 	"rexec/agent/capture"
 	"rexec/agent/homeproto"
-	"rexec/rer"
 )
 
 // ask builds what home is asked from what was captured.
@@ -65,14 +62,4 @@ func (a *agent) files() []*os.File {
 		files = append(files, a.captured.Tty)
 	}
 	return append(files, a.captured.Files...)
-}
-
-// dump prints a request on standard output.
-func dump(r *rer.Request) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("dump: %w", err)
-	}
-	_, err = os.Stdout.Write(append(b, '\n'))
-	return err
 }
