@@ -11,9 +11,9 @@ import (
 
 // Bounds of requests that one Serve works on at once. Waits for locks are
 // counted apart, so that they cannot starve the rest; beyond the bound they
-// are refused with ENOLCK.
+// are refused with ENOLCK. A request may hold MaxIO bytes.
 const (
-	maxRequests  = 1024
+	maxRequests  = 256
 	maxLockWaits = 4096
 )
 

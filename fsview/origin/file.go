@@ -144,8 +144,21 @@ func (o *Origin) opened(f *file) (opened fsproto.Opened, err error) {
 	return opened, nil
 }
 
-// readBuffers hold what a read fills: most reads are much shorter than asked.
-var readBuffers = sync.Pool{New: func() any { b := make([]byte, fsproto.MaxIO); return &b }}
+// Buffers hold what a read fills: most reads give much less than was asked
+// for.
+var (
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallRead); return &b }}
+	largeBuffers = sync.Pool{New: func() any { b := make([]byte, fsproto.MaxIO); return &b }}
+)
+
+const smallRead = 128 << 10 // the kernel's usual read-ahead
+
+func buffersFor(size int) *sync.Pool {
+	if size <= smallRead {
+		return &smallBuffers
+	}
+	return &largeBuffers
+}
 
 func (o *Origin) Read(ctx context.Context, fh fsproto.FH, off int64, size int) (data []byte, err error) {
 	if size < 0 || off < 0 {
@@ -153,14 +166,15 @@ func (o *Origin) Read(ctx context.Context, fh fsproto.FH, off int64, size int) (
 	}
 	size = min(size, fsproto.MaxIO)
 	err = o.on(fh, func(f *file) error {
-		buf := readBuffers.Get().(*[]byte)
+		pool := buffersFor(size)
+		buf := pool.Get().(*[]byte)
 		n, err := pread(f.fd, (*buf)[:size], off)
-		if n > fsproto.MaxIO/2 {
+		if n > len(*buf)/2 {
 			data = (*buf)[:n:n] // handed over: cheaper than a copy
 			return nil
 		}
 		data = bytes.Clone((*buf)[:n])
-		readBuffers.Put(buf)
+		pool.Put(buf)
 		if n > 0 {
 			return nil
 		}

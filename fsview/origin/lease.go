@@ -30,6 +30,7 @@ import (
 type leases struct {
 	o    *Origin
 	turn sync.Mutex // held while events are read and recalls sent
+	buf  []byte     // for events; guarded by turn
 
 	mu      sync.Mutex // guards what follows; events of a watch are looked at under it, so a watch is made under it
 	fd      int        // inotify; -1 where there are no leases
@@ -81,7 +82,7 @@ func newLeases(o *Origin) *leases {
 	l := &leases{
 		o: o, fd: fd, events: os.NewFile(uintptr(fd), "inotify"), mounts: mounts, max: maxWatches(),
 		watches: make(map[int32]*watch), nodes: make(map[fsproto.Node]*leased),
-		local: make(map[uint64]bool), stop: make(chan struct{}),
+		local: make(map[uint64]bool), stop: make(chan struct{}), buf: make([]byte, 64<<10),
 	}
 	l.mountsChanged() // what was before is no change
 	l.ended.Add(2)
@@ -178,16 +179,15 @@ func (l *leases) settle() {
 	if l.mountsChanged() {
 		list = l.everything()
 	}
-	var buf [64 << 10]byte
 	for {
-		n, err := unix.Read(l.fdNow(), buf[:])
+		n, err := unix.Read(l.fdNow(), l.buf)
 		if err == unix.EINTR {
 			continue
 		}
 		if n <= 0 {
 			break
 		}
-		list = append(list, l.happened(buf[:n])...)
+		list = append(list, l.happened(l.buf[:n])...)
 	}
 	if len(list) == 0 {
 		return
