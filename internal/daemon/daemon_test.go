@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -62,15 +61,6 @@ type server struct {
 	s      *Server
 	stop   context.CancelFunc
 	ended  chan error
-
-	mu  sync.Mutex
-	log strings.Builder
-}
-
-func (s *server) logf(format string, args ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.t.Logf(format, args...)
 }
 
 func newServer(t *testing.T, text string) *server {
@@ -99,7 +89,7 @@ func newServer(t *testing.T, text string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.s = NewServer(Setting{Program: program, ConfigFile: s.configFile(), Logf: s.logf}, cfg)
+	s.s = NewServer(Setting{Program: program, ConfigFile: s.configFile(), Logf: t.Logf}, cfg)
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
 	go func() { s.ended <- s.s.Serve(ctx, []net.Listener{l}) }()

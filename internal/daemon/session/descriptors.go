@@ -222,7 +222,7 @@ func (s *Session) makeTerminal(in *launch.Init, key launch.TerminalKey, slot *te
 	if err != nil {
 		return nil, err
 	}
-	master, err := in.Terminal(key, r.Termios, r.Rows, r.Cols)
+	master, err := in.Terminal(key, nil, r.Rows, r.Cols) // start gives it the settings
 	if err != nil {
 		return nil, err
 	}

@@ -127,13 +127,6 @@ func (o *output) drain() uint64 {
 	return o.sent
 }
 
-// total is the number of bytes sent so far.
-func (o *output) total() uint64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.sent
-}
-
 // waiting is how many bytes lie unread in the pipe; mu is held.
 func (o *output) waiting() (n uint64) {
 	conn, err := o.file.SyscallConn()

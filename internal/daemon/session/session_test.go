@@ -368,7 +368,7 @@ func TestTerminal(t *testing.T) {
 	h := newHome(t, Config{})
 	ch, s := (&running{h: h, req: new(rer.Request), outputs: map[uint32]*sink{}}).pipe(0, unix.O_RDWR)
 	var tio unix.Termios
-	tio.Iflag, tio.Oflag, tio.Cflag = unix.ICRNL, unix.OPOST|unix.ONLCR, unix.CS8|unix.CREAD
+	tio.Iflag, tio.Oflag, tio.Cflag = unix.ICRNL, unix.OPOST|unix.ONLCR, unix.CS8|unix.CREAD|unix.B9600
 	tio.Lflag = unix.ICANON | unix.ISIG
 	tio.Cc[unix.VINTR], tio.Cc[unix.VEOF] = 3, 4
 	settings := encodeTermios(&tio)
@@ -383,10 +383,10 @@ func TestTerminal(t *testing.T) {
 		j.outputs[ch.ID()] = s
 		return j
 	}
-	j := request("tty >/dev/null && stty size && read x </dev/tty && echo got $x && stty -icanon && exit 3")
+	j := request("tty >/dev/null && stty size && stty speed && read x </dev/tty && echo got $x && stty -icanon && exit 3")
 	j.launch()
 	ch.Send([]byte("dline\n"))
-	if e := j.wait(); e.Status.Code != 3 || s.text() != "33 77\r\ngot line\r\n" {
+	if e := j.wait(); e.Status.Code != 3 || s.text() != "33 77\r\n9600\r\ngot line\r\n" {
 		t.Fatalf("%+v, %q", e.Status, s.text())
 	}
 	s.wait(t, "changed settings", func() bool {

@@ -167,7 +167,8 @@ func encodeTermios(tio *unix.Termios) (b [termiosLen]byte) {
 	return b
 }
 
-// setTermios applies home's settings; the speeds stay.
+// setTermios applies home's settings. A speed that has no code of its own
+// (BOTHER) is not in them.
 func (t *terminal) setTermios(b []byte) {
 	if len(b) != termiosLen {
 		return
@@ -179,10 +180,13 @@ func (t *terminal) setTermios(b []byte) {
 		if err != nil {
 			return err
 		}
-		const speed = unix.CBAUD | unix.CIBAUD
+		cflag, keep := binary.BigEndian.Uint32(b[8:]), uint32(0)
+		if cflag&unix.CBAUD == unix.BOTHER {
+			keep = unix.CBAUD | unix.CIBAUD
+		}
 		tio.Iflag = binary.BigEndian.Uint32(b)
 		tio.Oflag = binary.BigEndian.Uint32(b[4:])
-		tio.Cflag = binary.BigEndian.Uint32(b[8:])&^speed | tio.Cflag&speed
+		tio.Cflag = cflag&^keep | tio.Cflag&keep
 		tio.Lflag = binary.BigEndian.Uint32(b[12:])
 		tio.Line = b[16]
 		copy(tio.Cc[:], b[17:])
