@@ -9,7 +9,8 @@
 //	$R sh -c 'echo hello; exit 3'
 //
 // Everything else (pipelines, redirections, traps, $!) is the local shell's,
-// as a user would have it. Comment lines at a script's top say more:
+// as a user would have it. "await FILE" waits for a file and removes it.
+// Comment lines at a script's top say more:
 //
 //	#! bash            the shell (sh if not given)
 //	#! pty             standard input, output and error are a new terminal

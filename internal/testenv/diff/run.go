@@ -35,6 +35,10 @@ type Runner struct {
 	Limit time.Duration
 }
 
+// await is a function for scripts: it waits for a file and removes it. Not by
+// a named pipe, which is not one pipe on both sides.
+const await = `await() { until [ -e "$1" ]; do sleep 0.01; done; rm "$1"; }`
+
 // Run runs a case whose $R is command, in a fresh work directory. Whatever
 // the script left running is killed; it is an error, as is a script that does
 // not end.
@@ -45,7 +49,7 @@ func (r Runner) Run(c Case, command string) (Result, error) {
 	}
 	defer os.RemoveAll(work)
 	// One line, so that the shell's messages have the same line numbers.
-	text := "R='" + command + "'; umask 022; PATH=$PATH\n" + c.Script
+	text := "R='" + command + "'; " + await + "\n" + c.Script
 	err := errors.Join(os.Mkdir(work, 0o755), os.WriteFile(script, []byte(text), 0o644))
 	if err != nil {
 		return Result{}, err

@@ -34,7 +34,7 @@ func run(args []string) error {
 	case len(args) >= 4 && args[0] == "on":
 		return on(args[1], args[2], args[3:])
 	}
-	return errors.New("usage: labctl up DIR BIN RTT_MS MBIT [LOSS] | labctl on DIR client|server COMMAND ARG...")
+	return errors.New("usage: labctl up DIR BIN RTT_MS MBIT [LOSS] | labctl on DIR client|server COMMAND")
 }
 
 func up(dir, bin string, numbers []string) error {
