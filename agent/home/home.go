@@ -22,8 +22,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rexec/agent/homeproto"
 	"rexec/agent/pump"
@@ -111,6 +114,8 @@ const lastCalls = 100 * time.Millisecond
 // Serve takes agents from l until it has been idle for long enough, was told
 // to stop, or is closed. It closes l and removes its name first, so that a
 // later agent starts a fresh home. Only agents of the same user are served.
+// SIGTERM, SIGINT and SIGHUP of this process close home: terminals must not
+// stay raw.
 func (h *Home) Serve(l net.Listener) error {
 	unixListener, ok := l.(*net.UnixListener)
 	if !ok {
@@ -119,6 +124,16 @@ func (h *Home) Serve(l net.Listener) error {
 	}
 	served := make(chan struct{})
 	defer close(served)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
+	go func() {
+		select {
+		case <-signals:
+			h.Close()
+		case <-served:
+		}
+	}()
 	go func() {
 		select {
 		case <-h.over:
@@ -156,13 +171,20 @@ func (h *Home) accept(c *homeproto.Conn) {
 // wait returns when no agent is left.
 func (h *Home) wait() { h.conns.Wait() }
 
-// whenIdle ends a home that has nothing to do.
+// whenIdle ends a home that has nothing to do, for descendants of jobs either.
 func (h *Home) whenIdle() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.jobs) == 0 {
-		h.finish()
+	if len(h.jobs) > 0 || h.closed {
+		return
 	}
+	for _, s := range h.sessions {
+		if s.used() {
+			h.idle.Reset(h.opt.Idle)
+			return
+		}
+	}
+	h.finish()
 }
 
 // finish ends Serve. The caller has the lock.

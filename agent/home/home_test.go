@@ -80,6 +80,34 @@ func TestStatusWaitsForOutput(t *testing.T) {
 	a.ended()
 }
 
+// TestDescendants: what is left of a job writes after its end.
+func TestDescendants(t *testing.T) {
+	release := make(chan struct{})
+	s := newServer(t, func(l *link, r *rer.Request) {
+		l.started(r)
+		ch := l.channel(r.Descriptions[0].Channel)
+		_ = ch.Send([]byte("dearly "))
+		l.ended(r, 0, rer.Sent{Channel: ch.ID(), Bytes: 6})
+		<-release
+		_ = ch.Send([]byte("dlate"))
+		_ = ch.Send([]byte{'e'})
+	})
+	h := testHome(t, s, Options{Idle: time.Millisecond})
+	ask := command()
+	describe(ask, 1, rer.KindPipe, unix.O_WRONLY)
+	out, w := pipe(t)
+	defer out.Close()
+	a := start(t, h, ask, w)
+	a.started()
+	a.ended()
+	within(t, "end of the agent", a.served)
+	close(release)
+	if b, err := io.ReadAll(out); string(b) != "early late" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	within(t, "end of the link", s.links[0].conn.Done())
+}
+
 func TestOneDialForTwo(t *testing.T) {
 	s := newServer(t, func(l *link, r *rer.Request) { l.started(r); l.ended(r, 0) })
 	h := testHome(t, s, Options{})
@@ -521,6 +549,30 @@ func TestStop(t *testing.T) {
 	close(release)
 	a.ended()
 	within(t, "end of Serve", served.over)
+}
+
+func TestTermination(t *testing.T) {
+	s := newServer(t, func(l *link, r *rer.Request) { l.started(r) })
+	h := testHome(t, s, Options{})
+	served := serve(t, h)
+	c, err := homeproto.Dial(served.path) // Serve runs, and has its signals
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SendAsk(&homeproto.Ask{List: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RecvAnswer(); err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, h, command())
+	a.started()
+	if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "end of Serve", served.over)
+	within(t, "end of the agent", a.served)
 }
 
 type serving struct {

@@ -57,7 +57,10 @@ type job struct {
 }
 
 // transferred is what a link had carried when a job began.
-type transferred struct{ in, out uint64 }
+type transferred struct {
+	in, out  uint64
+	requests map[string]uint64
+}
 
 func newJob(h *Home, c *homeproto.Conn, ask *homeproto.Ask, files []*os.File) *job {
 	j := &job{
@@ -226,7 +229,7 @@ func errnoOf(err error) syscall.Errno {
 // launch sends the request and starts the pumps. false: it was refused here.
 func (j *job) launch() bool {
 	stats := j.sess.conn.Stats()
-	j.before = transferred{stats.BytesIn, stats.BytesOut}
+	j.before = transferred{stats.BytesIn, stats.BytesOut, j.sess.counts.Map()}
 	channels, err := j.fill()
 	if err == nil {
 		err = j.sendLaunch()
@@ -516,12 +519,17 @@ func (j *job) letGo() {
 }
 
 func (j *job) stats() *homeproto.Stats {
-	now := j.sess.conn.Stats()
+	now, requests := j.sess.conn.Stats(), j.sess.counts.Map()
+	for name, n := range j.before.requests {
+		if requests[name] -= n; requests[name] == 0 {
+			delete(requests, name)
+		}
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return &homeproto.Stats{
 		BytesIn: now.BytesIn - j.before.in, BytesOut: now.BytesOut - j.before.out,
-		Requests: j.sess.counts.Map(),
+		Requests: requests,
 		Launch:   j.startAt.Sub(j.begun).Microseconds(), Total: time.Since(j.begun).Microseconds(),
 	}
 }

@@ -117,6 +117,12 @@ func (s *session) release() {
 	}
 }
 
+func (s *session) used() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.users > 0
+}
+
 func (s *session) whenIdle() {
 	s.home.mu.Lock()
 	s.mu.Lock()
