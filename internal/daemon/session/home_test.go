@@ -91,7 +91,10 @@ func newHome(t *testing.T, cfg Config) *home {
 		t.Fatal(err)
 	}
 	served := make(chan struct{})
-	go func() { defer close(served); _ = fsproto.Serve(files, h.origin, fsproto.ServeOptions{}) }()
+	go func() {
+		defer close(served)
+		_ = fsproto.Serve(files, h.origin, fsproto.ServeOptions{BeforeReply: h.origin.Settle})
+	}()
 	t.Cleanup(func() {
 		h.conn.Close()
 		h.waitEnd()
@@ -116,6 +119,7 @@ func (h *home) waitEnd() {
 
 func (h *home) send(m *rer.Message) {
 	h.t.Helper()
+	h.origin.Settle()
 	b, err := m.Encode()
 	if err == nil {
 		err = h.control.Send(b)

@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"rexec/fsview"
 	"rexec/fsview/fsproto"
 	"rexec/internal/launch"
 	"rexec/internal/transport"
@@ -66,6 +67,7 @@ type Session struct {
 	cfg     Config
 	conn    *transport.Conn
 	control *transport.Channel
+	inbox   *filesChannel
 	files   *fsproto.Client
 	home    *rer.Hello
 
@@ -124,7 +126,8 @@ func newSession(rw io.ReadWriteCloser, cfg Config) *Session {
 	// Both channels are there from the start.
 	s.control, _ = s.conn.Channel(rer.ControlChannel)
 	files, _ := s.conn.Channel(rer.FilesChannel)
-	s.files = fsproto.NewClient(files)
+	s.inbox = newFilesChannel(files, func() { s.conn.Close() })
+	s.files = fsproto.NewClient(s.inbox)
 	return s
 }
 
@@ -256,24 +259,30 @@ func (s *Session) waitInit() (*launch.Init, error) {
 
 // settle returns when all recalls that came so far are in force.
 func (s *Session) settle() {
-	s.mu.Lock()
-	views := make([]*view, 0, len(s.views))
-	for _, v := range s.views {
-		views = append(views, v)
-	}
-	s.mu.Unlock()
-	for _, v := range views {
-		v.settle()
+	s.inbox.settle()
+	for _, tree := range s.trees() {
+		tree.Settle()
 	}
 }
 
 // recall hands recalls of home's on to every view.
 func (s *Session) recall(list []fsproto.Recall) {
+	for _, tree := range s.trees() {
+		tree.Recall(s.files, list)
+	}
+}
+
+// trees are the views that there are.
+func (s *Session) trees() []*fsview.View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	list := make([]*fsview.View, 0, len(s.views))
 	for _, v := range s.views {
-		v.recall(s.files, list)
+		if v.tree != nil {
+			list = append(list, v.tree)
+		}
 	}
+	return list
 }
 
 // end takes the session down: hang up, kill, and then the views, whose

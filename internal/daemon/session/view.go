@@ -26,7 +26,7 @@ type view struct {
 	ready chan struct{} // closed when the rest is set
 	err   error
 	id    launch.View
-	tree  *fsview.View
+	tree  *fsview.View // set earlier than ready is closed, under Session.mu: recalls may come
 	list  []fsMount
 	close []func()
 }
@@ -72,27 +72,6 @@ func (s *Session) view(l *loan) (*view, error) {
 	return v, v.err
 }
 
-func (v *view) isReady() bool {
-	select {
-	case <-v.ready:
-		return v.err == nil
-	default:
-		return false
-	}
-}
-
-func (v *view) settle() {
-	if v.isReady() {
-		v.tree.Settle()
-	}
-}
-
-func (v *view) recall(origin fsproto.Origin, list []fsproto.Recall) {
-	if v.isReady() {
-		v.tree.Recall(origin, list)
-	}
-}
-
 func (v *view) shut() {
 	for _, f := range slices.Backward(v.close) {
 		f()
@@ -127,12 +106,15 @@ func (s *Session) build(in *launch.Init, v *view) error {
 		spec.FUSE = append(spec.FUSE, mounts.FUSE{Path: m.Path, Source: m.source, Type: m.typ, ReadOnly: m.ReadOnly})
 	}
 	points(v.loan, &cfg, &spec)
-	var err error
-	if v.tree, err = fsview.New(cfg); err != nil {
+	tree, err := fsview.New(cfg)
+	if err != nil {
 		return err
 	}
-	v.close = append(v.close, func() { v.tree.Close() })
-	v.id, err = in.BuildView(spec, v.tree.Serve)
+	v.close = append(v.close, func() { tree.Close() })
+	s.mu.Lock()
+	v.tree = tree
+	s.mu.Unlock()
+	v.id, err = in.BuildView(spec, tree.Serve)
 	return err
 }
 
