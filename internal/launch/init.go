@@ -2,6 +2,7 @@ package launch
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -120,17 +121,7 @@ func (s *server) run() error {
 // failed is an answer that tells of an error.
 func failed(what string, err error) answer {
 	var errno unix.Errno
-	for e := err; e != nil; {
-		if n, ok := e.(unix.Errno); ok {
-			errno = n
-			break
-		}
-		u, ok := e.(interface{ Unwrap() error })
-		if !ok {
-			break
-		}
-		e = u.Unwrap()
-	}
+	errors.As(err, &errno)
 	return answer{Err: fmt.Sprintf("%s: %v", what, err), Errno: int(errno)}
 }
 

@@ -30,6 +30,7 @@ type job struct {
 	descs  []*desc
 	ended  bool // the command was reaped
 	failed bool // it was never one: execve did not succeed
+	killed bool // before there was a process
 	// held are events that happened before the launch was answered.
 	answered bool
 	held     []Event
@@ -66,15 +67,9 @@ func (s *server) launch(m *message) {
 }
 
 func (s *server) start(j *job, m *message) (answer, error) {
-	s.mu.Lock()
-	view, ok := s.views[j.spec.View]
-	twice := s.jobs[j.spec.ID] != nil
-	s.mu.Unlock()
-	if !ok {
-		return answer{}, fmt.Errorf("view %d: %w", j.spec.View, unix.ENOENT)
-	}
-	if twice {
-		return answer{}, fmt.Errorf("job id: %w", unix.EEXIST)
+	view, err := s.register(j)
+	if err != nil {
+		return answer{}, err
 	}
 	sources, err := s.gather(j, m, view)
 	if err != nil {
@@ -103,14 +98,29 @@ func (s *server) start(j *job, m *message) (answer, error) {
 	return s.started(j, b, taken), nil
 }
 
+// register makes the job known, so that it can be killed, and gives its view.
+func (s *server) register(j *job) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	view, ok := s.views[j.spec.View]
+	if !ok {
+		return -1, fmt.Errorf("view %d: %w", j.spec.View, unix.ENOENT)
+	}
+	if s.jobs[j.spec.ID] != nil {
+		return -1, fmt.Errorf("job id: %w", unix.EEXIST)
+	}
+	s.jobs[j.spec.ID] = j
+	return view, nil
+}
+
 // cloneJob places the job and clones it; whoever reaps it finds it known.
 func (s *server) cloneJob(j *job, b *jobBlock) ([]int32, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.jobs[j.spec.ID] != nil {
-		return nil, unix.EEXIST
-	}
 	for range 3 {
+		if j.killed {
+			return nil, unix.EINTR
+		}
 		taken, err := s.tryClone(j, b)
 		if !errors.Is(err, unix.ESRCH) {
 			return taken, err
@@ -154,7 +164,7 @@ func (s *server) tryClone(j *job, b *jobBlock) ([]int32, error) {
 	if j.pgrp == 0 {
 		j.pgrp = j.pid
 	}
-	s.pids[j.pid], s.jobs[j.spec.ID] = j, j
+	s.pids[j.pid] = j
 	return p.taken, nil
 }
 
@@ -266,6 +276,9 @@ func (s *server) forget(j *job) {
 	}
 	fd := j.mark.fd
 	j.descs, j.uses, j.mark.fd = nil, nil, -1
+	if j.pid == 0 && s.jobs[j.spec.ID] == j {
+		delete(s.jobs, j.spec.ID)
+	}
 	if fd >= 0 {
 		unix.Close(fd)
 	}
@@ -339,7 +352,7 @@ func (s *server) signal(m *message) (answer, int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	j := s.jobs[r.ID]
-	if j == nil || (j.ended && !r.Group) {
+	if j == nil || j.pid == 0 || (j.ended && !r.Group) {
 		return answer{}, -1, unix.ESRCH
 	}
 	if r.Group {
@@ -372,7 +385,9 @@ func (s *server) kill(m *message) (answer, int, error) {
 	if j == nil {
 		return answer{}, -1, unix.ESRCH
 	}
-	go s.killTree(j)
+	if j.killed = true; j.pid != 0 {
+		go s.killTree(j)
+	}
 	return answer{}, -1, nil
 }
 

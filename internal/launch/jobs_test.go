@@ -417,6 +417,45 @@ echo ready; sleep 1004`)
 	})
 }
 
+// A launch that waits for a file can be given up.
+func TestKillEarly(t *testing.T) {
+	s := newSession(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, desc := range []uint64{0, 5} { // opened by the child, by init
+		j := s.shell("true")
+		j.FDs = []FD{{Num: 0, Desc: desc, Source: SourceOpen, Path: []byte(fifo)}}
+		done := make(chan *Failure)
+		go func() {
+			_, f, _ := s.init.Launch(j, nil)
+			done <- f
+		}()
+		until(t, "job unknown", func() bool { return s.init.Kill(j.ID) == nil })
+		if desc != 0 {
+			// The open itself still waits for a writer.
+			w := s.shell("true")
+			w.FDs = []FD{{Num: 0, Source: SourceOpen, Path: []byte(fifo), Flags: unix.O_WRONLY}}
+			w.Pid, w.Pgrp = 5300, 5300
+			if _, f, err := s.init.Launch(w, nil); err != nil || f != nil {
+				t.Fatalf("%v %+v", err, f)
+			}
+			if f := <-done; f == nil || f.Errno != int(unix.EINTR) {
+				t.Fatalf("%+v", f)
+			}
+			continue
+		}
+		if f := <-done; f != nil {
+			if f.Errno != int(unix.EINTR) { // killed before it was a process
+				t.Fatalf("%+v", f)
+			}
+		} else if e := s.await(j.ID, EventEnded); e.Status.Signal == 0 {
+			t.Fatalf("%+v", e)
+		}
+	}
+}
+
 // A background descendant outlives the command; its end is told.
 func TestGone(t *testing.T) {
 	s := newSession(t)

@@ -340,7 +340,7 @@ func (i *Init) Signal(id [16]byte, signo int, code int, pid int32, uid uint32, v
 	return err
 }
 
-// Kill hangs a job up and then kills all that is left of it and its
+// Kill, also before Launch has returned, hangs a job up and then kills all that is left of it and its
 // descendants, detached ones too. It does not wait: events tell the end.
 func (i *Init) Kill(id [16]byte) error {
 	_, err := i.call(kindKill, id, nil)
