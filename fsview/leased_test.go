@@ -13,7 +13,6 @@ import (
 
 	"rexec/fsview/fsproto"
 	"rexec/fsview/origin"
-	"rexec/fsview/posix"
 )
 
 // wire is one end of a channel of messages in memory.
@@ -101,7 +100,7 @@ func (l *leased) settle(t *testing.T) {
 }
 
 func TestPosixSuiteLeased(t *testing.T) {
-	posix.Run(t, mountLeased(t, homeDir(t)).dir, tooMany...)
+	suite(t, "posix", mountLeased(t, homeDir(t)).dir)
 }
 
 // tmpfs is a directory on a file system that is leased.

@@ -3,9 +3,12 @@ package fsview
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/posixtest"
@@ -105,15 +108,47 @@ func TestLongListing(t *testing.T) {
 	}
 }
 
+// suiteEnv names the directory that [TestSuiteProcess] tests, and how.
+const suiteEnv = "FSVIEW_TEST_SUITE"
+
+// suite runs tests on a directory in a process of its own: one that serves a
+// mount must not execute anything in it.
+func suite(t *testing.T, kind, dir string) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestSuiteProcess$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), suiteEnv+"="+kind+":"+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestSuiteProcess is what suite starts.
+func TestSuiteProcess(t *testing.T) {
+	kind, dir, ok := strings.Cut(os.Getenv(suiteEnv), ":")
+	switch {
+	case !ok: // the tests were started, not one suite
+	case kind == "posix":
+		posix.Run(t, dir, tooMany...)
+	case kind == "gofuse":
+		goFuseSuite(t, dir)
+	}
+}
+
 func TestPosixSuite(t *testing.T) {
-	posix.Run(t, native(t, homeDir(t), nil).dir, tooMany...)
+	suite(t, "posix", native(t, homeDir(t), nil).dir)
 }
 
 func TestPosixSuiteOneID(t *testing.T) {
-	posix.Run(t, native(t, homeDir(t), func(c *Config) { c.OneID = true }).dir, tooMany...)
+	suite(t, "posix", native(t, homeDir(t), func(c *Config) { c.OneID = true }).dir)
 }
 
-func TestGoFusePosix(t *testing.T) {
+func TestGoFuseSuite(t *testing.T) {
+	suite(t, "gofuse", native(t, homeDir(t), nil).dir)
+}
+
+func goFuseSuite(t *testing.T, dir string) {
 	without := map[string]bool{
 		"FcntlFlockLocksFile": true, // wants a process's own POSIX lock to be in its way
 		"XAttrLarge":          true, // is about the file system below
@@ -123,8 +158,7 @@ func TestGoFusePosix(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			dir := native(t, homeDir(t), nil).dir
-			sub := filepath.Join(dir, "own")
+			sub := filepath.Join(dir, name)
 			if err := os.Mkdir(sub, 0o777); err != nil {
 				t.Fatal(err)
 			}
