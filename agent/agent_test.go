@@ -222,7 +222,7 @@ func TestSignals(t *testing.T) {
 		t.Helper()
 		r.signal(s)
 		got := r.relayed()
-		if got.Signo != int(s) || int(got.Pid) != os.Getpid() || got.ID != r.ask.Request.ID || got.Group != (s == unix.SIGCONT || s == unix.SIGHUP) {
+		if got.Signo != int(s) || int(got.Pid) != os.Getpid() || got.ID != r.ask.Request.ID || got.Group {
 			t.Fatalf("%v: %+v", s, got)
 		}
 	}
@@ -233,6 +233,14 @@ func TestSignals(t *testing.T) {
 	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGSEGV, unix.SIGTSTP, unix.SIGCONT, unix.SIGWINCH,
 		unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, 32, 64} {
 		check(s)
+	}
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGCONT, 40} {
+		if err := unix.Kill(-r.cmd.Process.Pid, s); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.relayed(); got.Signo != int(s) || !got.Group {
+			t.Fatalf("%v to the group: %+v", s, got)
+		}
 	}
 	r.send(ended(rer.Status{}))
 	r.ends("exit status 0", "")

@@ -29,6 +29,7 @@ type talk struct {
 	sent    bool           // home has the request
 	started bool           // the command runs
 	early   []signals.Info // signals before sent
+	witness *signals.Witness
 	giveUp  <-chan time.Time
 	last    int // the signal to give up by
 }
@@ -41,6 +42,7 @@ type answer struct {
 
 func (a *agent) talk(conn *homeproto.Conn, ask *homeproto.Ask) (outcome, error) {
 	t := &talk{agent: a, conn: conn, ask: ask, id: ask.Request.ID}
+	defer t.dismiss()
 	sent := make(chan error, 1)
 	arrived := make(chan signals.Info)
 	answers := make(chan answer)
@@ -123,6 +125,12 @@ func (t *talk) whenSent(err error) error {
 		return nil
 	}
 	t.sent = true
+	// While the request travels there is time.
+	if w, err := signals.NewWitness(); err != nil {
+		t.verbose("%v", err)
+	} else {
+		t.witness = w
+	}
 	if !t.opt.OrLocal || t.started {
 		t.captured.Release()
 	}
@@ -131,6 +139,12 @@ func (t *talk) whenSent(err error) error {
 	}
 	t.early = nil
 	return nil
+}
+
+func (t *talk) dismiss() {
+	if t.witness != nil {
+		t.witness.Close()
+	}
 }
 
 func (t *talk) signal(i signals.Info) {
@@ -154,9 +168,16 @@ func (t *talk) relay(i signals.Info) {
 	}})
 }
 
-// toGroup guesses that a process sent i to the agent's whole group, which
-// looks like one sent to the agent alone: shells continue and hang up groups.
+// toGroup says whether a process sent i to the agent's whole group, and so to
+// the command's. Without a witness it is a guess: shells continue and hang up
+// groups.
 func (t *talk) toGroup(i signals.Info) bool {
+	if i.Code != signals.CodeUser && i.Code != signals.CodeQueue {
+		return false
+	}
+	if t.witness != nil {
+		return t.witness.Saw(i)
+	}
 	r := &t.ask.Request
 	switch unix.Signal(i.Signo) {
 	case unix.SIGCONT:

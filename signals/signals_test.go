@@ -41,6 +41,8 @@ func TestMain(m *testing.M) {
 		os.Exit(7)
 	case "catch":
 		os.Exit(catchProbe())
+	case "witness":
+		os.Exit(witnessProbe())
 	}
 	os.Exit(m.Run())
 }
@@ -63,6 +65,79 @@ func catchProbe() int {
 		if i.Signo == int(unix.SIGTERM) {
 			return 0
 		}
+	}
+}
+
+// witnessProbe prints every signal, and whether it went to the group, until
+// TERM comes.
+func witnessProbe() int {
+	s, err := Catch()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	w, err := NewWitness()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer w.Close()
+	fmt.Println("ready")
+	for {
+		i, err := s.Next()
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println(i.Signo, w.Saw(i))
+		if i.Signo == int(unix.SIGTERM) {
+			return 0
+		}
+	}
+}
+
+// Signals to the group are told from those to the process, every time.
+func TestWitness(t *testing.T) {
+	cmd := child(t, "witness")
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	r := &lines{r: out}
+	if got := r.next(t); got != "ready" {
+		t.Fatal(got)
+	}
+	for i := range 300 {
+		for _, n := range []unix.Signal{unix.SIGHUP, unix.SIGCONT, unix.SIGTSTP, unix.SIGUSR1, 40} {
+			to, group := cmd.Process.Pid, i%2 == 0
+			if group {
+				to = -to
+			}
+			if err := unix.Kill(to, n); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := r.next(t), fmt.Sprint(int(n), group); got != want {
+				t.Fatalf("%d: %q, not %q", i, got, want)
+			}
+		}
+	}
+	if err := unix.Kill(-cmd.Process.Pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.next(t); got != fmt.Sprint(15, true) {
+		t.Fatal(got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody is left in the group.
+	if err := unix.Kill(-cmd.Process.Pid, 0); err != unix.ESRCH {
+		t.Fatalf("the group lives: %v", err)
 	}
 }
 

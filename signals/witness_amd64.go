@@ -1,0 +1,3 @@
+package signals
+
+func forkWitness(lo, hi int32) (pid int)
