@@ -51,6 +51,32 @@ type watch struct {
 	wd    int32
 	nodes map[fsproto.Node]*leased
 	busy  bool // has a writer, as far as is known: do not probe
+
+	// A probe opens the file, which other users' homes that lease it see, and
+	// probe in turn. So that this ends, only a few opens are looked into in
+	// any calm; after that the lease ends, and is not given before the next.
+	since time.Time
+	looks int
+}
+
+const (
+	calm     = time.Second
+	maxLooks = 3
+)
+
+// restless counts one look at a file that someone opened, and says whether
+// that is one too many.
+func (w *watch) restless() bool {
+	if now := time.Now(); now.Sub(w.since) > calm {
+		w.since, w.looks = now, 0
+	}
+	w.looks++
+	return w.looks > maxLooks
+}
+
+// resting says whether a lease of the file ended for want of calm just now.
+func (w *watch) resting() bool {
+	return w.looks > maxLooks && time.Since(w.since) <= calm
 }
 
 // leased is what is promised of one node.
@@ -311,14 +337,7 @@ func (l *leases) everything() (list []fsproto.Recall) {
 // written looks at a file that someone opened: an event that is to end its
 // lease, unless they only read.
 func (l *leases) written(wd int32) bool {
-	l.mu.Lock()
-	var id fsproto.Node
-	if w := l.watches[wd]; w != nil {
-		for id = range w.nodes {
-			break
-		}
-	}
-	l.mu.Unlock()
+	id := l.promised(wd)
 	if id == 0 {
 		return false
 	}
@@ -337,8 +356,26 @@ func (l *leases) written(wd int32) bool {
 	if w == nil {
 		return false
 	}
+	if w.restless() {
+		_, _ = unix.InotifyAddWatch(l.fd, fdPath(n.fd), fileMask) // opens are of no interest now
+		return true
+	}
 	w.busy = !l.probe(n.fd, &st)
 	return w.busy
+}
+
+// promised finds a node of a watch whose attributes are leased, 0 if none.
+func (l *leases) promised(wd int32) fsproto.Node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w := l.watches[wd]; w != nil {
+		for id, n := range w.nodes {
+			if n.attr {
+				return id
+			}
+		}
+	}
+	return 0
 }
 
 // probe says whether a regular file has neither writer nor writable map, and
@@ -450,7 +487,7 @@ func (l *leases) attr(n *node, st *unix.Statx_t) (ok, fresh bool) {
 	defer l.mu.Unlock()
 	p := l.at(n)
 	switch {
-	case p == nil || p.watch.busy:
+	case p == nil || p.watch.busy || p.watch.resting():
 		return false, false
 	case p.attr:
 		return true, false

@@ -316,3 +316,42 @@ func FuzzParseEvent(f *testing.F) {
 		}
 	})
 }
+
+// Two users' homes that lease one file must not wake each other for ever: the
+// look of one is an open that the other sees.
+func TestProbesComeToRest(t *testing.T) {
+	a, _ := leasing(t)
+	path := a.dir + "/f"
+	must(t, os.WriteFile(path, []byte("x"), 0o644))
+	a.leased("f") // before the second counts descriptors
+	b := start(t, Options{Leases: true})
+	root, _, err := b.o.Root(a.dir)
+	must(t, err)
+	if e, err := b.o.Lookup(ctx, root, "f"); err != nil || e.Lease == 0 {
+		t.Fatalf("lookup by the second: lease %d, %v", e.Lease, err)
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	must(t, err)
+	defer unix.Close(fd)
+	_, err = unix.InotifyAddWatch(fd, path, unix.IN_OPEN|unix.IN_CLOSE)
+	must(t, err)
+	f, err := os.Open(path)
+	must(t, err)
+	must(t, f.Close())
+	buf := make([]byte, 4096)
+	for rounds := 0; ; rounds++ {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 1000)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			t.Fatal(err)
+		case n == 0:
+			return // quiet
+		case rounds > 1000:
+			t.Fatal("the file is opened for ever")
+		default:
+			_, _ = unix.Read(fd, buf)
+		}
+	}
+}
