@@ -56,7 +56,7 @@ var tooMany = []string{"readdir", "readdir-seek", "long-path"}
 
 func TestLongListing(t *testing.T) {
 	home := homeDir(t)
-	const files = 3000
+	const files = 1000
 	for i := range files {
 		if err := os.WriteFile(filepath.Join(home, fmt.Sprintf("file-%d", i)), nil, 0o644); err != nil {
 			t.Fatal(err)
