@@ -203,9 +203,22 @@ func (h *Host) enter() []string {
 	return []string{"-t", strconv.Itoa(h.Pid), "-m", "-u", "-i", "-n", "-p", "--root=/proc/" + strconv.Itoa(h.Pid) + "/root", "--wd=/proc/" + strconv.Itoa(h.Pid) + "/cwd", "--"}
 }
 
+// runLimit is how long shell text may take.
+const runLimit = 100 * time.Second
+
 // Run runs shell text on the host; an error holds what it printed.
 func (h *Host) Run(text string) (string, error) {
-	out, err := h.Command("/bin/sh", "-c", text).CombinedOutput()
+	cmd := h.Command("/bin/sh", "-c", text)
+	cmd.WaitDelay = runLimit // what it started goes on and holds the pipe
+	var buf bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &buf, &buf
+	err := cmd.Start()
+	if err == nil {
+		late := time.AfterFunc(runLimit, func() { _ = cmd.Process.Kill() })
+		err = cmd.Wait()
+		late.Stop()
+	}
+	out := buf.Bytes()
 	if err != nil {
 		return string(out), fmt.Errorf("on %s: %s: %w: %s", h.Name, text, err, out)
 	}

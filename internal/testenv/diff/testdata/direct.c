@@ -14,5 +14,5 @@ int main(int argc, char **argv)
 		execl("/bin/sh", "sh", "-c", argv[1], (char *)0);
 	if (argc > 1)
 		execvp(argv[1], argv + 1);
-	return errno == ENOENT ? 127 : 126;
+	return errno == ENOENT || errno == ENOTDIR ? 127 : 126;
 }
