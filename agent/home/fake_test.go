@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -144,6 +145,10 @@ func cat(l *link, r *rer.Request) {
 // leaves nothing behind.
 func testHome(t *testing.T, s *server, opt Options) *Home {
 	t.Helper()
+	// Package signal keeps one goroutine from its first use on.
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGWINCH)
+	signal.Stop(c)
 	goroutines, fds := runtime.NumGoroutine(), openFiles(t)
 	if opt.Dial == nil {
 		opt.Dial = s.dial
