@@ -93,7 +93,12 @@ func newServer(t *testing.T, text string) *server {
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
 	go func() { s.ended <- s.s.Serve(ctx, []net.Listener{l}) }()
-	t.Cleanup(s.end)
+	t.Cleanup(func() {
+		s.end()
+		for _, dir := range []string{"users/0", "users/54321", "users", ""} {
+			os.Remove(filepath.Join(Shared, dir)) // unless somebody has something there
+		}
+	})
 	return s
 }
 
