@@ -47,9 +47,9 @@ func TestTar(t *testing.T) {
 		const times = ` && find . ! -type d -printf '%P %T@\n' | sort`
 		want := r.local(t, "tree", "true"+times)
 		for _, way := range []struct{ what, to, text string }{
-			{"tar out", "out", "rexec --stats server tar -C tree -cf - . | tar -C out -xf -"},
-			{"tar in", "in", "tar -C tree -cf - . | rexec --stats server tar -C in -xf -"},
-			{"tar inside", "inside", "rexec --stats server 'tar -C tree -cSf - . | tar -C inside -xf -'"},
+			{"tar out", "out", "rexec --stats server tar -C tree --format=posix -cf - . | tar -C out -xf -"},
+			{"tar in", "in", "tar -C tree --format=posix -cf - . | rexec --stats server tar -C in -xf -"},
+			{"tar inside", "inside", "rexec --stats server 'tar -C tree --format=posix -cSf - . | tar -C inside -xf -'"},
 		} {
 			out, c := split(t, r.local(t, "", way.text))
 			t.Logf("%s: %s", way.what, c.line)
