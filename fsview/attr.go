@@ -36,13 +36,12 @@ type memory struct {
 	opened stamp        // at the last open: what the page cache began with
 	warm   bool         // opened is set
 	locked bool         // a record lock was asked for
-	told   told
+	shared *shared      // an open file that further opens for reading share
 }
 
 func (m *memory) learn(a *fsproto.Attr) {
 	m.mu.Lock()
 	m.attr = *a
-	m.told.by = 0
 	m.mu.Unlock()
 }
 
@@ -57,11 +56,17 @@ func (m *memory) keep(a *fsproto.Attr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.attr = *a
-	m.told.by = 0
 	now := stampOf(a)
 	same := m.warm && m.opened == now
 	m.opened, m.warm = now, true
 	return same
+}
+
+// isWarm says whether the kernel may have pages of the file.
+func (m *memory) isWarm() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.warm
 }
 
 func (m *memory) setLocked() {

@@ -42,6 +42,9 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 		t.openAdopted(n, in.Flags, out)
 		return fuse.OK
 	}
+	if n.use == nil && shareable(in.Flags) {
+		return t.openShared(cancel, in, n, out)
+	}
 	op, err := t.origin.Open(request{cancel}, n.org, in.Flags&openFlags)
 	if err != nil {
 		return t.status(err)
@@ -135,6 +138,11 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	if h.fh == 0 {
 		return fuse.ReadResultData(nil), fuse.OK
+	}
+	if h.shared != nil {
+		if data, ok := h.shared.read(in.Offset, len(buf)); ok {
+			return fuse.ReadResultData(data), fuse.OK
+		}
 	}
 	data, err := t.origin.Read(request{cancel}, h.fh, int64(in.Offset), len(buf))
 	if err != nil {

@@ -4,16 +4,22 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"rexec/fsview/fsproto"
 )
 
 // handle is an open file or directory of a mount.
 type handle struct {
-	fh    fsproto.FH // 0: of an object that the view made
-	node  *node
-	dir   *listing // of a directory
-	use   *adopted // of a description that home had open
-	wrote atomic.Bool
+	fh     fsproto.FH // 0: of an object that the view made
+	node   *node
+	dir    *listing // of a directory
+	use    *adopted // of a description that home had open
+	shared *shared  // fh is not this handle's alone
+	wrote  atomic.Bool
+
+	mu  sync.Mutex
+	own fsproto.FH // beside shared: of this handle alone, for its locks
 }
 
 // handles are the open files of one mount by FUSE's number.
@@ -67,11 +73,34 @@ func (hs *handles) clear(t *tree) {
 	}
 }
 
+// ownFile is a file at home that no other handle has: home drops locks with
+// the file through which they were taken.
+func (t *tree) ownFile(cancel <-chan struct{}, h *handle) (fsproto.FH, error) {
+	if h.shared == nil {
+		return h.fh, nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.own == 0 {
+		op, err := t.origin.Open(request{cancel}, h.node.org, unix.O_RDONLY)
+		if err != nil {
+			return 0, err
+		}
+		h.own = op.FH
+	}
+	return h.own, nil
+}
+
 // close gives a handle back to whom it came from.
 func (h *handle) close(t *tree, owner uint64, flock bool) {
 	switch {
 	case h.use != nil:
 		h.use.released()
+	case h.shared != nil:
+		if h.own != 0 {
+			t.origin.Release(h.own, owner, flock)
+		}
+		t.leave(h.shared)
 	case h.fh == 0:
 	case h.dir != nil:
 		t.origin.Releasedir(h.fh)

@@ -20,16 +20,11 @@ func (t *tree) attributes(cancel <-chan struct{}, h *fuse.InHeader, file uint64)
 	if n.org == 0 {
 		return n.last(), fsproto.LeaseAttr, fuse.OK
 	}
-	when := t.changes.Load()
-	if a, ok := n.justTold(h.Pid, when); ok {
-		return a, 0, fuse.OK
-	}
 	r, err := t.origin.Getattr(request{cancel}, n.org, t.handles.fh(file))
 	if err != nil {
 		return fsproto.Attr{}, 0, t.status(err)
 	}
 	n.learn(&r.Attr)
-	n.tell(h.Pid, false, when)
 	return r.Attr, t.grant(h.Unique, n, r.Lease), fuse.OK
 }
 
@@ -125,7 +120,6 @@ func (t *tree) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Att
 	if in.Valid&fuse.FATTR_FH != 0 {
 		s.FH = t.handles.fh(in.Fh)
 	}
-	n.forgetACL()
 	r, err := t.origin.Setattr(request{cancel}, s)
 	if err != nil {
 		return t.status(err)
@@ -144,22 +138,9 @@ func (t *tree) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, d
 	case n.org == 0:
 		return 0, fuse.ENODATA
 	}
-	if name == accessACL {
-		if value, errno, ok := n.knownACL(h.Pid, t.changes.Load()); ok {
-			return answerXattr(dest, value, errno)
-		}
-	}
 	value, err := t.origin.Getxattr(request{cancel}, &fsproto.XattrIn{Node: n.org, Name: name})
-	st = t.status(err)
-	if name == accessACL {
-		n.learnACL(value, st)
-	}
-	return answerXattr(dest, value, st)
-}
-
-func answerXattr(dest, value []byte, st fuse.Status) (uint32, fuse.Status) {
-	if st != fuse.OK {
-		return 0, st
+	if err != nil {
+		return 0, t.status(err)
 	}
 	return fill(dest, value)
 }
@@ -198,8 +179,6 @@ func (t *tree) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string
 	if uint64(in.Size) < uint64(len(value)) {
 		value = value[:in.Size]
 	}
-	n.forgetACL()
-	defer n.forgetACL()
 	return t.status(t.origin.Setxattr(request{cancel}, &fsproto.XattrIn{Node: n.org, Name: name, Value: value, Flags: in.Flags}))
 }
 
@@ -212,8 +191,6 @@ func (t *tree) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string
 	case n.org == 0:
 		return fuse.ENODATA
 	}
-	n.forgetACL()
-	defer n.forgetACL()
 	return t.status(t.origin.Removexattr(request{cancel}, &fsproto.XattrIn{Node: n.org, Name: name}))
 }
 

@@ -173,6 +173,66 @@ func TestHomesChangesUnderLease(t *testing.T) {
 	}
 }
 
+// TestSharedOpens has a file that nobody changes opened at home once, however
+// often it is opened here, and anew after each change.
+func TestSharedOpens(t *testing.T) {
+	home := tmpfs(t)
+	l := mountLeased(t, home)
+	at := filepath.Join(home, "f")
+	for round := range 20 {
+		want := fmt.Sprintf("content %d", round)
+		if round%2 == 0 {
+			os.Remove(at)
+		}
+		if err := os.WriteFile(at, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l.settle(t)
+		before := l.client.Counts()
+		for range 20 {
+			if got, err := os.ReadFile(l.path("f")); err != nil || string(got) != want {
+				t.Fatalf("round %d: read %q, %v", round, got, err)
+			}
+		}
+		after := l.client.Counts()
+		if n := after["open"] - before["open"]; n > 10 {
+			t.Errorf("round %d: opened %d times at home", round, n)
+		}
+		if n := after["read"] - before["read"]; n > 10 {
+			t.Errorf("round %d: read %d times at home", round, n)
+		}
+	}
+}
+
+// TestSharedOpensLock has two opens of one shared file lock against each
+// other, and the second get the lock when the first is closed.
+func TestSharedOpensLock(t *testing.T) {
+	home := tmpfs(t)
+	if err := os.WriteFile(filepath.Join(home, "f"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := mountLeased(t, home)
+	a, err := os.Open(l.path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.Open(l.path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := unix.Flock(int(a.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(b.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Fatalf("second lock: %v, want EWOULDBLOCK", err)
+	}
+	a.Close()
+	if err := unix.Flock(int(b.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestWorkingDirectoryOutlivesRecall has a process whose directory is
 // recalled: getcwd(2) must go on.
 func TestWorkingDirectoryOutlivesRecall(t *testing.T) {

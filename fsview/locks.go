@@ -7,20 +7,24 @@ import (
 	"rexec/fsview/fsproto"
 )
 
-func (t *tree) lock(in *fuse.LkIn, wait bool) (*fsproto.Lock, fuse.Status) {
+func (t *tree) lock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) (*fsproto.Lock, fuse.Status) {
 	h, st := t.opened(in.Fh)
 	if st != fuse.OK {
 		return nil, st
 	}
+	fh, err := t.ownFile(cancel, h)
+	if err != nil {
+		return nil, t.status(err)
+	}
 	return &fsproto.Lock{
-		Node: h.node.org, FH: h.fh, Owner: in.Owner, Start: in.Lk.Start, End: in.Lk.End,
+		Node: h.node.org, FH: fh, Owner: in.Owner, Start: in.Lk.Start, End: in.Lk.End,
 		Type: in.Lk.Typ, Pid: int32(in.Lk.Pid), Flock: in.LkFlags&fuse.LK_FLOCK != 0, Wait: wait,
 	}, fuse.OK
 }
 
 // GetLk answers fcntl(2) F_GETLK.
 func (t *tree) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
-	l, st := t.lock(in, false)
+	l, st := t.lock(cancel, in, false)
 	if st != fuse.OK {
 		return st
 	}
@@ -43,7 +47,7 @@ func (t *tree) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 }
 
 func (t *tree) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
-	l, st := t.lock(in, wait)
+	l, st := t.lock(cancel, in, wait)
 	if st != fuse.OK {
 		return st
 	}

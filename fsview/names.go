@@ -36,14 +36,11 @@ func (t *tree) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out
 	if err := fsproto.CheckName(name); err != nil {
 		return t.status(err)
 	}
-	when := t.changes.Load()
 	e, err := t.origin.Lookup(request{cancel}, parent.org, name)
 	if err != nil {
 		return t.status(err)
 	}
-	if n := t.entered(h.Unique, &e, p, out); n != nil {
-		n.tell(h.Pid, true, when)
-	}
+	t.entered(h.Unique, &e, p, out)
 	return fuse.OK
 }
 
@@ -59,19 +56,18 @@ func (t *tree) lookupPinned(n *node, out *fuse.EntryOut) {
 }
 
 // entered shows the kernel a node that the origin has handed out.
-func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryOut) *node {
+func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryOut) {
 	lease := t.flights.grant(unique, e.Lease)
 	if e.Node == 0 { // a name that leads to nothing
 		*out = fuse.EntryOut{}
 		if lease&fsproto.LeaseEntry != 0 {
 			out.EntryValid = forever
 		}
-		return nil
+		return
 	}
 	n := t.nodes.enter(e.Node, p)
 	n.learn(&e.Attr)
 	t.showEntry(out, n, &e.Attr, lease)
-	return n
 }
 
 // room says whether name may be made in the directory.

@@ -105,6 +105,18 @@ func (t *tree) invalidate(list []fsproto.Recall) {
 	}
 }
 
+// recallShares has the next open of a file asked of home again.
+func (t *tree) recallShares(list []fsproto.Recall) {
+	for _, r := range list {
+		if r.What == 0 {
+			continue
+		}
+		for _, n := range t.nodes.known(r.Node) {
+			t.unshare(n)
+		}
+	}
+}
+
 // expireAttributes ends the kernel's trust in attributes, which waits for
 // nothing. A file's data goes with the next look at them, as its mtime or size
 // is another.

@@ -103,6 +103,7 @@ func (v *View) Recall(origin fsproto.Origin, list []fsproto.Recall) {
 			continue
 		}
 		wait := t.flights.recall()
+		t.recallShares(list)
 		if len(list) <= fewRecalls {
 			t.expireAttributes(list)
 		}
@@ -147,6 +148,7 @@ func (v *View) shut() {
 	v.recall.stop()
 	for _, t := range v.trees {
 		t.handles.clear(t)
+		t.unshareAll()
 		t.nodes.clear()
 	}
 	v.adopt.clear()

@@ -29,7 +29,7 @@ type tree struct {
 	flights flights
 	device  atomic.Pointer[device]
 	closed  atomic.Bool
-	changes atomic.Uint64 // grows before and after each request that changes something
+	shares  shares
 
 	secretOnce sync.Once
 	secret     *node
@@ -162,8 +162,13 @@ func (t *tree) Init(*fuse.Server) {}
 
 // Forget takes lookups of a node back.
 func (t *tree) Forget(id, lookups uint64) {
-	if n := t.nodes.forget(id, lookups); n != nil && n.use != nil {
+	n := t.nodes.forget(id, lookups)
+	switch {
+	case n == nil:
+	case n.use != nil:
 		t.view.adopt.drop(n)
+	default:
+		t.unshare(n)
 	}
 }
 

@@ -2,7 +2,6 @@ package fsview
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -32,23 +31,6 @@ func TestReadsAndSeesChanges(t *testing.T) {
 	}
 	if _, err := os.Stat(m.path("b")); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("stat of what is not there: %v", err)
-	}
-}
-
-// TestAsksOnceForOneCall counts what one system call asks of home.
-func TestAsksOnceForOneCall(t *testing.T) {
-	f := newFake()
-	f.put("a", "x")
-	m := mount(t, one(f, fakeRoot))
-	const calls = 200
-	before := f.count("getattr")
-	if out, err := child("stats", m.path("a"), fmt.Sprint(calls)).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	// Each call asks once for the root's attributes. Now and then the second
-	// question for the file's comes late.
-	if n := f.count("getattr") - before; n >= calls*2 {
-		t.Errorf("%d calls asked %d times for attributes", calls, n)
 	}
 }
 

@@ -149,12 +149,24 @@ type MakeIn struct {
 	Caller Caller
 }
 
-// Opened is an open file or directory.
+// OpenData is a flag of Open beside those of open(2): the reply may bring the
+// content of a small file.
+const OpenData uint32 = 1 << 31
+
+// SmallFile is the largest content that comes with the reply to Open, in
+// bytes.
+const SmallFile = 64 << 10
+
+// Opened is an open file or directory. LeaseData of a file opened for reading
+// only says that until the node's attributes or data are recalled its content
+// stays as it is, and that this FH does for every such open.
 type Opened struct {
 	_     struct{} `cbor:",toarray"`
 	FH    FH
 	Attr  Attr // after the open (O_TRUNC)
 	Lease Lease
+	Data  []byte // all of the content, where Whole
+	Whole bool   // only with LeaseData
 }
 
 // Created is a new file and its open handle.

@@ -105,7 +105,34 @@ func (o *Origin) Open(ctx context.Context, id fsproto.Node, flags uint32) (opene
 	if err != nil {
 		return opened, err
 	}
-	return o.opened(&file{fd: fd, flags: int(flags), node: n})
+	opened, err = o.opened(&file{fd: fd, flags: int(flags), node: n})
+	if err != nil || flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
+		return opened, err
+	}
+	o.promiseContent(n, fd, flags, &opened)
+	return opened, nil
+}
+
+// promiseContent leases the content of a file that was opened for reading,
+// and adds it where it is small and wanted. Who changes it from then on shows
+// in an event that recalls the lease.
+func (o *Origin) promiseContent(n *node, fd int, flags uint32, opened *fsproto.Opened) {
+	var st unix.Statx_t
+	if stat(fd, "", &st) != nil {
+		return
+	}
+	lease, err := o.lease(n, &st)
+	if err != nil || lease&fsproto.LeaseAttr == 0 {
+		return
+	}
+	opened.Attr, opened.Lease = attrOf(&st, n.gen), lease|fsproto.LeaseData
+	if flags&fsproto.OpenData == 0 || st.Size > fsproto.SmallFile {
+		return
+	}
+	data := make([]byte, st.Size)
+	if got, err := unix.Pread(fd, data, 0); err == nil && uint64(got) == st.Size {
+		opened.Data, opened.Whole = data, true
+	}
 }
 
 // openable refuses what only the machine that owns it can open. Devices are

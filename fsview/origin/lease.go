@@ -61,7 +61,7 @@ type watch struct {
 
 const (
 	calm     = time.Second
-	maxLooks = 3
+	maxLooks = 10
 )
 
 // restless counts one look at a file that someone opened, and says whether
