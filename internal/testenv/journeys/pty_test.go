@@ -31,7 +31,8 @@ type terminal struct {
 // onTerminal runs shell text in the client's /root on a terminal.
 func (r *rig) onTerminal(t *testing.T, dir, text string) *terminal {
 	t.Helper()
-	cmd := r.Client.Command("/bin/sh", "-c", `cd "/root/$0" && `+text, dir)
+	// The session is made on the client, that it has a number there.
+	cmd := r.Client.Command("setsid", "--ctty", "--wait", "/bin/sh", "-c", `cd "/root/$0" && `+text, dir)
 	cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "TERM=vt100", "LESS=")
 	master, slave, err := pty.Open()
 	if err != nil {
@@ -45,7 +46,6 @@ func (r *rig) onTerminal(t *testing.T, dir, text string) *terminal {
 		t.Fatal(err)
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +177,7 @@ func TestLess(t *testing.T) {
 			"exec rexec server 'make | less'",
 			"make | rexec server less",
 		} {
+			t.Log(text)
 			w := r.onTerminal(t, "", text)
 			w.await(t, "line 22.")
 			w.keys(t, " ")
