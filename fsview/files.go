@@ -139,12 +139,13 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	if h.fh == 0 {
 		return fuse.ReadResultData(nil), fuse.OK
 	}
+	var data []byte
+	var err error
 	if h.shared != nil {
-		if data, ok := h.shared.read(in.Offset, len(buf)); ok {
-			return fuse.ReadResultData(data), fuse.OK
-		}
+		data, err = t.readShared(cancel, h.shared, in.Offset, len(buf))
+	} else {
+		data, err = t.origin.Read(request{cancel}, h.fh, int64(in.Offset), len(buf))
 	}
-	data, err := t.origin.Read(request{cancel}, h.fh, int64(in.Offset), len(buf))
 	if err != nil {
 		return nil, t.status(err)
 	}

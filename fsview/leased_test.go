@@ -1,6 +1,7 @@
 package fsview
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -201,6 +202,52 @@ func TestSharedOpens(t *testing.T) {
 		if n := after["read"] - before["read"]; n > 10 {
 			t.Errorf("round %d: read %d times at home", round, n)
 		}
+	}
+}
+
+// TestReadAhead has a large file read through with few requests, rewritten
+// between passes and in the middle of one.
+func TestReadAhead(t *testing.T) {
+	home := tmpfs(t)
+	l := mountLeased(t, home)
+	at := filepath.Join(home, "f")
+	content := func(seed int) []byte {
+		b := make([]byte, 5<<20+123)
+		for i := range b {
+			b[i] = byte(i>>12 + seed)
+		}
+		return b
+	}
+	for round := range 4 {
+		if err := os.WriteFile(at, content(round), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l.settle(t)
+		before := l.client.Counts()["read"]
+		got, err := os.ReadFile(l.path("f"))
+		if err != nil || !bytes.Equal(got, content(round)) {
+			t.Fatalf("round %d: wrong content (%d bytes), %v", round, len(got), err)
+		}
+		if n := l.client.Counts()["read"] - before; n > 20 {
+			t.Errorf("round %d: %d reads at home", round, n)
+		}
+	}
+	f, err := os.Open(l.path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 2<<20)
+	if _, err := io.ReadFull(f, buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(at, content(9), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.settle(t)
+	rest, err := io.ReadAll(f)
+	if err != nil || !bytes.Equal(rest, content(9)[2<<20:]) {
+		t.Errorf("after a change in the middle: wrong rest (%d bytes), %v", len(rest), err)
 	}
 }
 

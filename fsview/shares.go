@@ -22,8 +22,10 @@ type shared struct {
 
 	mu   sync.Mutex
 	refs int    // handles, and one for being the node's share
-	data []byte // the content, until the kernel has it
-	all  bool   // data is all there is
+	over bool   // not the node's share any more: data may be stale
+	data []byte // content from base on that the kernel has not asked for yet
+	base uint64
+	next uint64 // where the last read ended
 	size uint64
 
 	place *list.Element // shares.mu
@@ -31,10 +33,28 @@ type shared struct {
 
 // shares are a mount's shared files, the least lately opened first.
 //
-// Lock order: shares.mu, memory.mu, shared.mu.
+// Lock order: shares.mu, memory.mu, shared.mu; shares.aheadMu, shared.mu.
 type shares struct {
 	mu   sync.Mutex
 	list list.List // of *shared
+
+	aheadMu sync.Mutex
+	ahead   []*shared // that hold what was read ahead, oldest first
+}
+
+// maxAhead bounds the files of a mount that hold what was read ahead, each
+// less than fsproto.MaxIO.
+const maxAhead = 32
+
+// holds notes that s holds content, and has the oldest that does let go.
+func (l *shares) holds(s *shared) {
+	l.aheadMu.Lock()
+	defer l.aheadMu.Unlock()
+	l.ahead = append(l.ahead, s)
+	if len(l.ahead) > maxAhead {
+		l.ahead[0].keep(0, nil)
+		l.ahead = append(l.ahead[:0], l.ahead[1:]...)
+	}
 }
 
 // shareable says whether an open for these flags is like any other such.
@@ -63,7 +83,7 @@ func (m *memory) take() *shared {
 // offer makes an opened file its node's share where the reply's lease still
 // holds: a recall after this finds it.
 func (t *tree) offer(unique uint64, n *node, op *fsproto.Opened) *shared {
-	s := &shared{fh: op.FH, node: n, refs: 2, data: op.Data, all: op.Whole, size: op.Attr.Size}
+	s := &shared{fh: op.FH, node: n, refs: 2, data: op.Data, size: op.Attr.Size}
 	t.shares.mu.Lock()
 	defer t.shares.mu.Unlock()
 	n.mu.Lock()
@@ -99,7 +119,7 @@ func (t *tree) unshareLocked(n *node) {
 	}
 	t.shares.list.Remove(s.place)
 	s.mu.Lock()
-	s.data, s.all = nil, false
+	s.data, s.over = nil, true
 	s.mu.Unlock()
 	t.leave(s)
 }
@@ -124,20 +144,58 @@ func (t *tree) unshareAll() {
 	}
 }
 
-// read answers from the content that came with the open. It is given away
-// once the kernel, which keeps it, has all of it.
+// read answers from what is here already. Content is given away once the
+// kernel, which keeps it, has the end of it.
 func (s *shared) read(off uint64, size int) (data []byte, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.all || off > s.size {
+	have := s.base + uint64(len(s.data))
+	end := min(off+uint64(size), s.size)
+	if len(s.data) == 0 || off < s.base || off > end || end > have {
 		return nil, false
 	}
-	end := min(off+uint64(size), s.size)
-	data = s.data[off:end]
-	if off == 0 && end == s.size {
-		s.data, s.all = nil, false
+	data = s.data[off-s.base : end-s.base]
+	if end == have {
+		s.data = nil
 	}
+	s.next = end
 	return data, true
+}
+
+// ahead says how much to ask home for: all that one answer can bring, where
+// the file is being read through.
+func (s *shared) ahead(off uint64, size int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	through := off > 0 && off == s.next
+	s.next = off + uint64(size)
+	if through {
+		return fsproto.MaxIO
+	}
+	return size
+}
+
+// keep takes what home sent beyond what was asked for.
+func (s *shared) keep(base uint64, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
+		s.base, s.data = base, data
+	}
+}
+
+// readShared reads for a handle of a shared file.
+func (t *tree) readShared(cancel <-chan struct{}, s *shared, off uint64, size int) ([]byte, error) {
+	if data, ok := s.read(off, size); ok {
+		return data, nil
+	}
+	data, err := t.origin.Read(request{cancel}, s.fh, int64(off), s.ahead(off, size))
+	if len(data) > size {
+		s.keep(off+uint64(size), data[size:])
+		t.shares.holds(s)
+		data = data[:size]
+	}
+	return data, err
 }
 
 // openShared opens a file for reading: as the share of its node, or at home,

@@ -62,13 +62,14 @@ func (t *tree) String() string { return "rexec" }
 // default_permissions on.
 func (t *tree) options() *fuse.MountOptions {
 	return &fuse.MountOptions{
-		MaxWrite:           fsproto.MaxIO,
-		MaxBackground:      64,
-		EnableLocks:        true,
-		EnableAcl:          !t.view.cfg.OneID,
-		DisableReadDirPlus: true,
-		DisableSplice:      true,
-		Logger:             log.New(logWriter{t.view}, "", 0),
+		MaxWrite:             fsproto.MaxIO,
+		MaxBackground:        64,
+		EnableLocks:          true,
+		EnableAcl:            !t.view.cfg.OneID,
+		DisableReadDirPlus:   true,
+		EnableSymlinkCaching: true, // a link never changes: a new target is a new inode
+		DisableSplice:        true,
+		Logger:               log.New(logWriter{t.view}, "", 0),
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 |
 			fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO | fuse.CAP_HAS_EXPIRE_ONLY,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,

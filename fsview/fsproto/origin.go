@@ -165,8 +165,7 @@ type Opened struct {
 	FH    FH
 	Attr  Attr // after the open (O_TRUNC)
 	Lease Lease
-	Data  []byte // all of the content, where Whole
-	Whole bool   // only with LeaseData
+	Data  []byte // all of the content, or nothing; only with LeaseData
 }
 
 // Created is a new file and its open handle.

@@ -131,7 +131,7 @@ func (o *Origin) promiseContent(n *node, fd int, flags uint32, opened *fsproto.O
 	}
 	data := make([]byte, st.Size)
 	if got, err := unix.Pread(fd, data, 0); err == nil && uint64(got) == st.Size {
-		opened.Data, opened.Whole = data, true
+		opened.Data = data
 	}
 }
 
