@@ -328,6 +328,47 @@ func TestSharedDescriptions(t *testing.T) {
 	})
 }
 
+// TestPositionOfWriters: what others wrote here while a command ran is not
+// written over, whatever position the command had.
+func TestPositionOfWriters(t *testing.T) {
+	for _, c := range []struct {
+		flags       int
+		local       string
+		far, expect int64
+	}{
+		{unix.O_WRONLY, "local", 3, 5},
+		{unix.O_WRONLY, "", 3, 3}, // it has sought
+		{unix.O_RDWR, "local", 3, 5},
+		{unix.O_RDWR, "", 3, 3}, // it has read
+		{unix.O_RDONLY, "", 3, 3},
+	} {
+		path := file(t, "content")
+		f := open(t, path, c.flags)
+		s := newServer(t, func(l *link, r *rer.Request) {
+			l.started(r)
+			if _, err := unix.Write(number(f), []byte(c.local)); err != nil && c.local != "" {
+				t.Error(err)
+			}
+			d := r.Descriptions[0]
+			l.send(&rer.Message{Ended: &rer.Ended{ID: r.ID, Positions: []rer.Position{{Desc: d.ID, Offset: c.far}}}})
+		})
+		h := testHome(t, s, Options{})
+		ask := command()
+		describe(ask, 1, rer.KindRegular, uint32(c.flags))
+		fd, err := unix.Dup(number(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := start(t, h, ask, os.NewFile(uintptr(fd), "dup"))
+		a.started()
+		a.ended()
+		if pos, err := unix.Seek(number(f), 0, unix.SEEK_CUR); err != nil || pos != c.expect {
+			t.Errorf("%+v: position %d, %v", c, pos, err)
+		}
+		f.Close()
+	}
+}
+
 func TestPacing(t *testing.T) {
 	for _, held := range []bool{false, true} {
 		requests := make(chan *rer.Request, 1)

@@ -140,9 +140,11 @@ func (j *job) signal(sig *rer.Signal) {
 	if !launched {
 		return
 	}
-	if t != nil && sig.Signo == int(unix.SIGWINCH) && sig.Code == siKernel {
-		t.Look() // the far terminal makes its own
-		return
+	if t != nil && sig.Signo == int(unix.SIGWINCH) {
+		t.Resized()
+		if sig.Code == siKernel {
+			return // the far terminal makes its own
+		}
 	}
 	if t != nil && sig.Signo == int(unix.SIGCONT) {
 		t.Resume(j)
@@ -465,7 +467,7 @@ func (j *job) deliver(sent, consumed []rer.Sent, positions []rer.Position, termi
 	for _, x := range positions {
 		for _, d := range j.held {
 			if d.id == x.Desc {
-				_, _ = unix.Seek(d.fd, x.Offset, unix.SEEK_SET)
+				j.sess.known.left(d, x.Offset)
 			}
 		}
 	}

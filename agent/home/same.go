@@ -27,6 +27,7 @@ type description struct {
 	fd    int // our own
 	place place
 	users int
+	at    int64 // where the session has it from, or left it; -1: no more
 }
 
 // fresh gives a number for a description that is not shared.
@@ -58,7 +59,10 @@ func (d *descriptions) use(fd int) (*description, error) {
 		return nil, err
 	}
 	d.last++
-	fresh := &description{id: d.last, fd: own, place: at, users: 1}
+	fresh := &description{id: d.last, fd: own, place: at, users: 1, at: -1}
+	if pos, err := unix.Seek(own, 0, unix.SEEK_CUR); err == nil {
+		fresh.at = pos
+	}
 	if d.known == nil {
 		d.known = make(map[place][]*description)
 	}
@@ -81,6 +85,29 @@ func (d *descriptions) drop(x *description) {
 	}
 	if d.known[x.place] = rest; rest == nil {
 		delete(d.known, x.place)
+	}
+}
+
+// left brings a description to the position that a command left it at. Where
+// it may be written the far position counts only if nobody has moved ours
+// meanwhile: the commands' own writes move it by write(2), and so do the writes
+// of local processes, which know nothing of the far position. What that leaves
+// out is a command that both writes and seeks, or reads, a description.
+func (d *descriptions) left(x *description, pos int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	flags, err := unix.FcntlInt(uintptr(x.fd), unix.F_GETFL, 0)
+	if err != nil {
+		return
+	}
+	if flags&unix.O_ACCMODE != unix.O_RDONLY {
+		if now, err := unix.Seek(x.fd, 0, unix.SEEK_CUR); err != nil || now != x.at {
+			x.at = -1
+			return
+		}
+	}
+	if _, err := unix.Seek(x.fd, pos, unix.SEEK_SET); err == nil {
+		x.at = pos
 	}
 }
 

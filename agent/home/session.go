@@ -13,6 +13,7 @@ import (
 
 	"rexec/agent/homeproto"
 	"rexec/fsview/fsproto"
+	"rexec/internal/servers"
 	"rexec/internal/transport"
 	"rexec/rer"
 )
@@ -56,7 +57,7 @@ func (h *Home) session(ctx context.Context, ask *homeproto.Ask) (*session, error
 		return nil, errClosing
 	}
 	s := h.sessions[key]
-	if s == nil {
+	if s == nil || s.dead() {
 		s = h.newSession(key, ask)
 		h.sessions[key] = s
 	}
@@ -72,6 +73,24 @@ func (h *Home) session(ctx context.Context, ask *homeproto.Ask) (*session, error
 	case <-ctx.Done():
 		s.release()
 		return nil, ctx.Err()
+	}
+}
+
+// dead says that the link has ended, though not all of it is gone yet.
+func (s *session) dead() bool {
+	select {
+	case <-s.ready:
+	default:
+		return false
+	}
+	if s.failed != nil || s.conn == nil {
+		return true
+	}
+	select {
+	case <-s.conn.Done():
+		return true
+	default:
+		return false
 	}
 }
 
@@ -262,15 +281,12 @@ func (s *session) hello() (*rer.Hello, error) {
 		return nil, err
 	}
 	h := &rer.Hello{
-		Versions: [2]int{rer.VersionMin, rer.VersionMax},
-		UID:      uint32(os.Geteuid()), GID: uint32(os.Getegid()),
+		Versions: [2]int{rer.VersionMin, rer.VersionMax}, Sysid: servers.Sysid(),
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
 		Arch: runtime.GOARCH, NumCPU: runtime.NumCPU(), Clock: time.Now().UnixNano(),
 		Mounts: mounts,
 	}
 	h.Hostname, _ = os.Hostname()
-	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
-		h.Sysid = strings.TrimSpace(string(id))
-	}
 	groups, _ := os.Getgroups()
 	for _, g := range groups {
 		h.Groups = append(h.Groups, uint32(g))

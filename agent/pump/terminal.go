@@ -39,6 +39,8 @@ type Terminal struct {
 	attach sync.Mutex     // one Attach or Detach at a time; before the others
 	wg     sync.WaitGroup // goroutines of this attachment
 
+	telling sync.Mutex // keeps what the session is told in order; before mu
+
 	out    sync.Mutex // one write after the other; mu is taken within it, not the reverse
 	cr     crFilter
 	hungUp bool
@@ -246,6 +248,25 @@ func (t *Terminal) Look() {
 	}
 }
 
+// Resized reads the size at once and has told the session when it returns:
+// whoever gets SIGWINCH asks for the size.
+func (t *Terminal) Resized() { t.report() }
+
+// report looks at the terminal and tells the session what changed.
+func (t *Terminal) report() (changed, running bool) {
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	t.mu.Lock()
+	t.tick()
+	msgs := t.news()
+	running = t.running()
+	t.mu.Unlock()
+	for _, msg := range msgs {
+		_ = t.ch.Send(msg)
+	}
+	return len(msgs) > 0, running
+}
+
 // WaitWritten returns when n data bytes have been written, the terminal is
 // gone, or cancel is closed.
 func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
@@ -271,14 +292,8 @@ func (t *Terminal) WaitWritten(n uint64, cancel <-chan struct{}) {
 func (t *Terminal) watch(stop <-chan struct{}) {
 	quiet := time.Now()
 	for {
-		t.mu.Lock()
-		t.tick()
-		changed, running := t.news(), t.running()
-		t.mu.Unlock()
-		for _, msg := range changed {
-			_ = t.ch.Send(msg)
-		}
-		if len(changed) > 0 {
+		changed, running := t.report()
+		if changed {
 			quiet = time.Now()
 		}
 		var next <-chan time.Time

@@ -191,6 +191,27 @@ func TestTerminalSizeAndDescription(t *testing.T) {
 	})
 }
 
+// TestTerminalResized: the size is told before Resized returns, and while the
+// terminal is not looked at by itself.
+func TestTerminalResized(t *testing.T) {
+	a, ch := newAgent(t), newFake()
+	term := attach(t, a, ch)
+	term.Join("job", int32(a.cmd.Process.Pid))
+	term.Suspend("job")
+	for rows := uint16(30); rows < 50; rows++ {
+		if err := pty.Setsize(a.tty, &pty.Winsize{Rows: rows, Cols: 40}); err != nil {
+			t.Fatal(err)
+		}
+		term.Resized()
+		ch.mu.Lock()
+		last := ch.got[len(ch.got)-1]
+		ch.mu.Unlock()
+		if !bytes.Equal(last, []byte{'w', 0, byte(rows), 0, 40, 0, 0, 0, 0}) {
+			t.Fatalf("%d rows: told %q", rows, last)
+		}
+	}
+}
+
 func TestTerminalHangup(t *testing.T) {
 	a, ch := newAgent(t), newFake()
 	term := attach(t, a, ch)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"strings"
 	"syscall"
 
@@ -92,11 +91,26 @@ func checkEntries(path string, list []Entry) error {
 	return nil
 }
 
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$`)
+// maxName bounds names, in bytes.
+const maxName = 255
+
+// isName says whether s is a name as the database has them: letters, digits,
+// '_', and after the first '.' and '-'.
+func isName(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
+		case i > 0 && (c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxName
+}
 
 // check says whether an entry is fit for the database.
 func (e Entry) check() error {
-	if !nameForm.MatchString(e.Name) {
+	if !isName(e.Name) {
 		return fmt.Errorf("%q is no name of a server", e.Name)
 	}
 	if e.Name == "local" || e.Name == "loopback" {
@@ -109,13 +123,20 @@ func (e Entry) check() error {
 	return err
 }
 
-var headerForm = regexp.MustCompile(`^\s*\[\[\s*server\s*\]\]\s*(#.*)?$`)
+// isHeader says whether a line is [[server]], with or without a comment.
+func isHeader(line string) bool {
+	line = strings.TrimSpace(line)
+	line, opened := strings.CutPrefix(line, "[[")
+	name, rest, closed := strings.Cut(line, "]]")
+	rest = strings.TrimSpace(rest)
+	return opened && closed && strings.TrimSpace(name) == "server" && (rest == "" || rest[0] == '#')
+}
 
 // headers gives the indices of the lines that begin an entry. Text in a string
 // of several lines may look like one; whoever edits by it checks the outcome.
 func headers(text []byte) (lines []int) {
 	for i, line := range strings.Split(string(text), "\n") {
-		if headerForm.MatchString(strings.TrimSuffix(line, "\r")) {
+		if isHeader(line) {
 			lines = append(lines, i)
 		}
 	}

@@ -322,7 +322,7 @@ func TestSysid(t *testing.T) {
 	const machine = "0123456789abcdef0123456789abcdef"
 	write("machine-id", machine+"\n")
 	id := sysid(etc)
-	if len(id) != 10 || strings.Contains(machine, id) || !nameForm.MatchString(id) {
+	if len(id) != 10 || strings.Contains(machine, id) || !isName(id) {
 		t.Fatal(id)
 	}
 	write("rexec/sysid", " wing7 \n")
@@ -382,4 +382,22 @@ func FuzzFile(f *testing.F) {
 			cut(text, i)
 		}
 	})
+}
+
+func TestNames(t *testing.T) {
+	for name, want := range map[string]bool{
+		"eagle": true, "_a.b-c": true, "9": true, strings.Repeat("n", 255): true,
+		"": false, "-a": false, ".a": false, "a b": false, "a\n": false, "\u00e4": false, strings.Repeat("n", 256): false,
+	} {
+		if isName(name) != want {
+			t.Errorf("name %q: not %v", name, want)
+		}
+	}
+	for line, want := range map[string]bool{
+		"[[server]]": true, " [[ server ]] # new\r": true, "[[server]]x": false, "[server]": false, "[[other]]": false, "server]]": false,
+	} {
+		if isHeader(line) != want {
+			t.Errorf("line %q: not %v", line, want)
+		}
+	}
 }

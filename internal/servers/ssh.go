@@ -53,7 +53,7 @@ func (s *sshNames) file(path, dir string, depth int) {
 
 func (s *sshNames) host(words []string, path string, line int) {
 	for _, name := range words {
-		if strings.HasPrefix(name, "!") || !nameForm.MatchString(name) || s.seen[name] {
+		if strings.HasPrefix(name, "!") || !isName(name) || s.seen[name] {
 			continue // a pattern, or no name that we take
 		}
 		s.seen[name] = true

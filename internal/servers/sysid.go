@@ -16,7 +16,7 @@ func Sysid() string { return sysid("/etc") }
 
 func sysid(etc string) string {
 	if b, err := readBounded(filepath.Join(etc, "rexec/sysid")); err == nil {
-		if id := strings.TrimSpace(string(b)); len(id) <= 64 && nameForm.MatchString(id) {
+		if id := strings.TrimSpace(string(b)); len(id) <= 64 && isName(id) {
 			return id
 		}
 	}

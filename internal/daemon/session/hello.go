@@ -8,13 +8,14 @@ import (
 	"strings"
 	"time"
 
+	"rexec/internal/servers"
 	"rexec/rer"
 )
 
 // hello is this side's greeting.
 func (s *Session) hello() *rer.Hello {
 	h := &rer.Hello{
-		Versions: [2]int{rer.VersionMin, rer.VersionMax}, Build: s.cfg.Build, Sysid: Sysid(),
+		Versions: [2]int{rer.VersionMin, rer.VersionMax}, Build: s.cfg.Build, Sysid: servers.Sysid(),
 		UID: uint32(os.Getuid()), GID: uint32(os.Getgid()),
 		Arch: runtime.GOARCH, NumCPU: runtime.NumCPU(), Clock: time.Now().UnixNano(),
 	}
@@ -28,20 +29,6 @@ func (s *Session) hello() *rer.Hello {
 		}
 	}
 	return h
-}
-
-// Sysid is the machine's name in the network: its machine id, else its host
-// name.
-func Sysid() string {
-	for _, file := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
-		if b, err := os.ReadFile(file); err == nil {
-			if id := strings.TrimSpace(string(b)); id != "" {
-				return id
-			}
-		}
-	}
-	name, _ := os.Hostname()
-	return name
 }
 
 // isClean says whether name is an absolute path without anything to resolve
