@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -323,4 +324,21 @@ func TestRun(t *testing.T) {
 			t.Fatalf("%q %+v", out, e)
 		}
 	})
+}
+
+// TestInitDiesAtOnce starts an init that ends before it says anything.
+func TestInitDiesAtOnce(t *testing.T) {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := Start(Config{Program: "/bin/true", Privileged: os.Getuid() == 0})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrGone) {
+			t.Errorf("start: %v, not %v", err, ErrGone)
+		}
+	case <-time.After(patience):
+		t.Fatal("start waits for an init that has ended")
+	}
 }

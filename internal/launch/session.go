@@ -53,10 +53,11 @@ func Start(cfg Config) (*Init, error) {
 		return nil, err
 	}
 	peer := os.NewFile(uintptr(pair[1]), "init")
-	defer peer.Close()
 	i := &Init{cfg: cfg, conn: c, exited: make(chan struct{}), gone: make(chan struct{}),
 		events: make(chan Event), closed: make(chan struct{}), calls: make(map[uint32]chan *message)}
-	if err := i.spawn(peer); err != nil {
+	err = i.spawn(peer)
+	peer.Close() // or init's end would not be seen below
+	if err != nil {
 		c.close()
 		return nil, fmt.Errorf("start init: %w", err)
 	}
