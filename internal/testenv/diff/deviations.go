@@ -29,6 +29,11 @@ var Deviations = []Deviation{
 		Lines: regexp.MustCompile(`(?m)^3 (4096|49152)\n`),
 	},
 	{
+		Name:  "terminal-number",
+		Cases: regexp.MustCompile(`^pty/tty$`),
+		Lines: regexp.MustCompile(`(?m)^/dev/pts/\d+\r?\n`),
+	},
+	{
 		Name:  "signals-from-the-job",
 		Cases: regexp.MustCompile(`^signals/signal-(parent|group-from-job)$`),
 		Lines: regexp.MustCompile(`(?m)^(parent got it|group)\n`),

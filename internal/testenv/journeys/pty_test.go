@@ -157,7 +157,7 @@ func (r *rig) awaitFile(t *testing.T, name, content string) {
 	t.Helper()
 	for limit := time.Now().Add(taskLimit()); ; time.Sleep(20 * time.Millisecond) {
 		got, err := os.ReadFile(filepath.Join(r.home, name))
-		if string(got) == content {
+		if err == nil && string(got) == content {
 			return
 		}
 		if time.Now().After(limit) {
@@ -166,20 +166,22 @@ func (r *rig) awaitFile(t *testing.T, name, content string) {
 	}
 }
 
-// TestLess: make writes into less, which has the terminal: both there, and
-// make there with less here.
+// TestLess: make writes into less, which has the terminal: both there, either
+// there. Keys are pressed when make has ended: until then it shares the
+// terminal with less, there as here.
 func TestLess(t *testing.T) {
 	journey(t, func(t *testing.T, r *rig) {
 		r.write(t, "Makefile", "all:\n\t@echo begins; seq -f 'line %.0f.' 1000; echo all is made\n")
 		for _, text := range []string{
-			"make | less",
-			"rexec server make | less",
-			"exec rexec server 'make | less'",
-			"make | rexec server less",
+			"{ make; : >ended; } | less",
+			"{ rexec server make; : >ended; } | less",
+			"exec rexec server '{ make; : >ended; } | less'",
+			"{ make; : >ended; } | rexec server less",
 		} {
 			t.Log(text)
 			w := r.onTerminal(t, "", text)
 			w.await(t, "line 22.")
+			r.awaitFile(t, "ended", "")
 			w.keys(t, " ")
 			w.await(t, "line 45.")
 			w.keys(t, "G")
@@ -188,6 +190,7 @@ func TestLess(t *testing.T) {
 			w.await(t, "line 522.")
 			w.keys(t, "q")
 			w.end(t)
+			r.local(t, "", "rm ended")
 		}
 	})
 }
