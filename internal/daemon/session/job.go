@@ -362,11 +362,13 @@ func (j *job) report(e launch.Event) bool {
 		j.s.send(&rer.Message{Continued: &rer.Continued{ID: id}})
 	case launch.EventStopped:
 		sent, consumed := j.drain()
-		j.s.send(&rer.Message{Stopped: &rer.Stopped{ID: id, Signo: e.Signo, Sent: sent, Positions: e.Positions, Consumed: consumed}})
+		j.s.send(&rer.Message{Stopped: &rer.Stopped{ID: id, Signo: e.Signo, Sent: sent, Positions: e.Positions,
+			Consumed: consumed, Termios: j.termios()}})
 	case launch.EventEnded:
 		sent, consumed := j.drain()
 		j.s.cfg.Note(j.note(&e.Status))
-		j.s.send(&rer.Message{Ended: &rer.Ended{ID: id, Status: e.Status, Sent: sent, Positions: e.Positions, Consumed: consumed}})
+		j.s.send(&rer.Message{Ended: &rer.Ended{ID: id, Status: e.Status, Sent: sent, Positions: e.Positions,
+			Consumed: consumed, Termios: j.termios()}})
 		return true
 	}
 	return false
@@ -387,6 +389,14 @@ func (j *job) drain() (sent, consumed []rer.Sent) {
 		sent = append(sent, rer.Sent{Channel: j.request.Terminal.Channel, Bytes: j.term.out.drain()})
 	}
 	return sent, consumed
+}
+
+// termios are the settings of the job's terminal for a report.
+func (j *job) termios() []byte {
+	if j.term == nil {
+		return nil
+	}
+	return j.term.report()
 }
 
 // leave lets go of what the job shared.

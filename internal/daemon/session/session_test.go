@@ -386,12 +386,34 @@ func TestTerminal(t *testing.T) {
 	j := request("tty >/dev/null && stty size && stty speed && read x </dev/tty && echo got $x && stty -icanon && exit 3")
 	j.launch()
 	ch.Send([]byte("dline\n"))
-	if e := j.wait(); e.Status.Code != 3 || s.text() != "33 77\r\n9600\r\ngot line\r\n" {
+	e := j.wait()
+	if e.Status.Code != 3 || s.text() != "33 77\r\n9600\r\ngot line\r\n" {
 		t.Fatalf("%+v, %q", e.Status, s.text())
 	}
-	s.wait(t, "changed settings", func() bool {
+	if len(e.Termios) != termiosLen || binary.BigEndian.Uint32(e.Termios[12:])&unix.ICANON != 0 {
+		t.Errorf("settings %v", e.Termios)
+	}
+	tio.Lflag &^= unix.ICANON
+	// Settings at the end go along with it; what nobody changed does not.
+	for _, c := range []struct {
+		text  string
+		echo  uint32
+		given bool
+	}{{"stty echo", unix.ECHO, true}, {"exit 0", 0, false}, {"stty -echo", 0, true}} {
+		j = request(c.text)
+		settings = encodeTermios(&tio) // what home has by now
+		e := j.launch().wait()
+		if c.given {
+			tio.Lflag = tio.Lflag&^unix.ECHO | c.echo
+		}
+		if (e.Termios != nil) != c.given || c.given && binary.BigEndian.Uint32(e.Termios[12:])&unix.ECHO != c.echo {
+			t.Errorf("%s: settings %v", c.text, e.Termios)
+		}
+	}
+	request("stty rows 40 cols 50").launch().wait()
+	s.wait(t, "changed size", func() bool {
 		for _, m := range s.other {
-			if m[0] == 't' && binary.BigEndian.Uint32(m[13:])&unix.ICANON == 0 {
+			if string(m) == "w\x00\x28\x002\x00\x00\x00\x00" {
 				return true
 			}
 		}

@@ -33,6 +33,8 @@ type terminal struct {
 
 	mu    sync.Mutex
 	known [termiosLen]byte // settings that both sides know
+	size  unix.Winsize     // and the size
+	fresh bool             // a job has made the settings, since report last told
 	jobs  int
 	kick  chan struct{} // capacity 1: jobs changed
 	once  sync.Once
@@ -121,7 +123,7 @@ func (t *terminal) used() bool {
 
 // join and leave count the jobs that have the terminal.
 func (t *terminal) join()  { t.count(1) }
-func (t *terminal) leave() { t.compare(); t.count(-1) }
+func (t *terminal) leave() { t.count(-1) }
 
 func (t *terminal) count(n int) {
 	t.mu.Lock()
@@ -133,16 +135,57 @@ func (t *terminal) count(n int) {
 	}
 }
 
-// compare tells home of settings that a job has changed.
+// compare tells home of settings and a size that a job has changed.
 func (t *terminal) compare() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.look() {
+		_ = t.ch.Send(append([]byte{'t'}, t.known[:]...))
+	}
+}
+
+// report gives the settings that jobs have made since the last report, nil
+// where they have made none. They go along with the job's end or stop, and not
+// by a message that may come when home's shell has set its own already.
+func (t *terminal) report() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.look()
+	if !t.fresh {
+		return nil
+	}
+	t.fresh = false
+	return append([]byte(nil), t.known[:]...)
+}
+
+// look reads what jobs may have changed, and tells home of a new size; mu is
+// held. It says whether the settings are new.
+func (t *terminal) look() bool {
+	if size, err := t.winsize(); err == nil && size != t.size {
+		t.size = size
+		msg := []byte{'w'}
+		for _, n := range []uint16{size.Row, size.Col, size.Xpixel, size.Ypixel} {
+			msg = binary.BigEndian.AppendUint16(msg, n)
+		}
+		_ = t.ch.Send(msg)
+	}
 	now, err := t.termios()
 	if err != nil || now == t.known {
-		return
+		return false
 	}
-	t.known = now
-	_ = t.ch.Send(append([]byte{'t'}, now[:]...))
+	t.known, t.fresh = now, true
+	return true
+}
+
+func (t *terminal) winsize() (size unix.Winsize, err error) {
+	err = control(t.master, func(fd int) error {
+		got, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+		if err == nil {
+			size = *got
+		}
+		return err
+	})
+	return size, err
 }
 
 // termios reads the pty's settings as a 't' message has them.
@@ -194,11 +237,14 @@ func (t *terminal) setTermios(b []byte) {
 	})
 	// What a pty cannot have (parity, another discipline) is no change by a job.
 	if now, err := t.termios(); err == nil {
-		t.known = now
+		t.known, t.fresh = now, false
 	}
 }
 
 func (t *terminal) setSize(size unix.Winsize) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.size = size
 	_ = control(t.master, func(fd int) error {
 		old, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
 		if err == nil && *old == size {
