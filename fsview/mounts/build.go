@@ -133,8 +133,20 @@ func (b *Builder) binds() error {
 	if err := b.bind(stageSys, "/sys", true); err != nil {
 		b.Skipped = append(b.Skipped, "/sys")
 	}
+	if !b.Spec.KernelReadOnly {
+		return nil
+	}
+	for _, p := range kernelSettings {
+		if err := b.bind(p, p, true); err != nil && !isMissing(err) {
+			return fmt.Errorf("read-only %s: %w", p, err)
+		}
+	}
 	return nil
 }
+
+// kernelSettings are what of /proc changes the whole machine and is root's to
+// write, by its id alone and without a capability.
+var kernelSettings = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
 
 func (b *Builder) bind(from, to string, ro bool) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE|unix.OPEN_TREE_CLOEXEC)

@@ -17,6 +17,10 @@ type Spec struct {
 	// AllowOther and DefaultPermissions are mount options of every FUSE
 	// mount: both where several ids are mapped, the first alone else.
 	DefaultPermissions bool
+	// KernelReadOnly makes /proc/sys and its like read-only: for views whose
+	// jobs may have the id of the machine's own root. Elsewhere it would only
+	// keep jobs from mounting a /proc in namespaces of their own.
+	KernelReadOnly bool
 }
 
 // FUSE is one FUSE mount.

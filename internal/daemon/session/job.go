@@ -63,6 +63,9 @@ func (j *job) run() {
 	started, err := j.start()
 	if err != nil {
 		j.s.refuse(j.refusal(err))
+		if _, err := j.s.waitInit(); err != nil {
+			j.s.conn.Close() // the next command gets a session that may do better
+		}
 		return
 	}
 	j.s.send(&rer.Message{Started: started})
@@ -72,6 +75,8 @@ func (j *job) run() {
 		e, ok := j.next()
 		if !ok {
 			j.s.cfg.Note(j.note(&rer.Status{Signal: int(syscall.SIGKILL)}))
+			j.s.refuse(&rer.Refused{ID: j.request.ID, Reason: rer.ReasonLost,
+				Text: "the session's init was killed on the server, and the command with it"})
 			return
 		}
 		if j.report(e) {
@@ -314,15 +319,26 @@ func (s *Session) events(ch <-chan launch.Event) {
 	}
 	s.mu.Lock()
 	ending := s.ending
+	s.ending = true
 	for _, j := range s.jobs {
 		j.lost()
 	}
 	s.mu.Unlock()
-	if !ending {
-		s.cfg.Logf("init has ended before its session")
-		s.conn.Close()
+	if ending {
+		return
 	}
+	s.cfg.Logf("init has ended before its session")
+	told := make(chan struct{})
+	go func() { defer close(told); s.work.Wait() }()
+	select {
+	case <-told:
+	case <-time.After(farewell):
+	}
+	s.conn.Close()
 }
+
+// farewell bounds how long jobs may take to say that init has ended.
+const farewell = time.Second
 
 func (j *job) push(e launch.Event) {
 	j.mu.Lock()

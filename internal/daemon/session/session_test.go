@@ -364,6 +364,23 @@ func TestForgedChannel(t *testing.T) {
 	}
 }
 
+// TestKernelSettings: the machine is not a job's to change, though it has the
+// id of those files' owner.
+func TestKernelSettings(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	h := newHome(t, Config{})
+	out, e := h.sh(t.TempDir(), `cat /proc/sys/kernel/ostype
+for f in kernel/printk kernel/ns_last_pid; do
+	(cat /proc/sys/$f >/dev/null; read x </proc/sys/$f; echo "$x" >/proc/sys/$f) 2>&1 | grep -c -e 'Read-only file system' -e 'Permission denied'
+done
+echo 0 2>/dev/null >/proc/sysrq-trigger || echo no sysrq`)
+	if e.Status.Code != 0 || out != "Linux\n1\n1\nno sysrq\n" {
+		t.Errorf("%q, %+v", out, e.Status)
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	h := newHome(t, Config{})
 	ch, s := (&running{h: h, req: new(rer.Request), outputs: map[uint32]*sink{}}).pipe(0, unix.O_RDWR)

@@ -95,7 +95,7 @@ func (s *Session) build(in *launch.Init, v *view) error {
 	cfg := fsview.Config{
 		OneID: !s.privileged(), UID: s.home.UID, GID: s.home.GID, Logf: s.cfg.Logf,
 	}
-	spec := mounts.Spec{Binds: v.loan.binds, DefaultPermissions: s.privileged()}
+	spec := mounts.Spec{Binds: v.loan.binds, DefaultPermissions: s.privileged(), KernelReadOnly: s.privileged()}
 	s.homeMounts(v)
 	if err := s.servedMounts(v, &cfg); err != nil {
 		return err
