@@ -49,13 +49,18 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if err != nil {
 		return t.status(err)
 	}
-	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 && in.Flags&unix.O_TRUNC != 0 {
+	if killsSuid(&in.InHeader, in.Mode&fuse.OPEN_KILL_SUIDGID != 0) && in.Flags&unix.O_TRUNC != 0 {
 		t.killSuid(cancel, &in.InHeader, n, &op)
 	}
 	out.Fh = t.handles.add(&handle{fh: op.FH, node: n})
 	out.OpenFlags = t.cacheFlags(n, in.Flags, &op.Attr)
 	return fuse.OK
 }
+
+// killsSuid says whether an operation that the kernel has marked so clears
+// set-id bits. The kernel marks all of a job's, whose CAP_FSETID is its own
+// user namespace's only; home's root keeps them.
+func killsSuid(h *fuse.InHeader, marked bool) bool { return marked && h.Uid != 0 }
 
 // killSuid drops set-id bits of a file truncated by someone who may not keep
 // them, where home's kernel did not.
@@ -185,7 +190,7 @@ func (t *tree) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uin
 	w := &fsproto.WriteIn{
 		FH: h.fh, Off: int64(in.Offset), Data: data,
 		Append:   in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0,
-		KillSuid: in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0,
+		KillSuid: killsSuid(&in.InHeader, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0),
 		Caller:   caller(&in.InHeader),
 	}
 	var n int

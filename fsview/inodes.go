@@ -117,6 +117,9 @@ func (t *tree) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Att
 			s.Valid |= b.proto
 		}
 	}
+	if !killsSuid(&in.InHeader, true) {
+		s.Valid &^= fsproto.KillSuid
+	}
 	if in.Valid&fuse.FATTR_FH != 0 {
 		s.FH = t.handles.fh(in.Fh)
 	}

@@ -61,7 +61,7 @@ type watch struct {
 
 const (
 	calm     = time.Second
-	maxLooks = 10
+	maxLooks = 50
 )
 
 // restless counts one look at a file that someone opened, and says whether
@@ -88,7 +88,8 @@ type leased struct {
 }
 
 const (
-	dirMask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB |
+	// IN_MODIFY of the directory itself is utimensat(2) of its mtime alone.
+	dirMask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB |
 		unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 	fileMask = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF | unix.IN_CLOSE_WRITE
 )
@@ -293,7 +294,7 @@ func (l *leases) take(e event, list []fsproto.Recall) []fsproto.Recall {
 			list = l.all(n, list)
 			delete(l.nodes, n.id)
 			continue
-		case e.name != "" && e.mask&unix.IN_ATTRIB != 0:
+		case e.name != "" && e.mask&(unix.IN_ATTRIB|unix.IN_MODIFY) != 0:
 			continue // of an entry, which has a watch of its own where it matters
 		case e.name != "" && n.names[e.name]:
 			delete(n.names, e.name)
@@ -384,6 +385,13 @@ func (l *leases) promised(wd int32) fsproto.Node {
 // before the watch was sharpened is found by the lease.
 func (l *leases) probe(fd int, st *unix.Statx_t) bool {
 	path := fdPath(fd)
+	if as := l.o.as; st.Uid != as.uid && !as.privileged {
+		// Another user's file may not be probed (F_SETLEASE needs CAP_LEASE).
+		// Where only its owner may write it, that nobody does so through a
+		// map is the guess that remains.
+		_, err := unix.InotifyAddWatch(l.fd, path, fileMask)
+		return err == nil && st.Mode&0o022 == 0
+	}
 	if _, err := unix.InotifyAddWatch(l.fd, path, fileMask); err != nil {
 		return false
 	}
@@ -394,19 +402,14 @@ func (l *leases) probe(fd int, st *unix.Statx_t) bool {
 	if _, err := unix.InotifyAddWatch(l.fd, path, fileMask|unix.IN_OPEN); err != nil {
 		return false
 	}
-	if openErr == nil {
-		_, err := unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_RDLCK)
-		switch err {
-		case nil:
-			_, err = unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_UNLCK)
-			return err == nil
-		case unix.EAGAIN:
-			return false
-		}
+	if openErr != nil {
+		return false
 	}
-	// It may not be probed: another user's. Only its owner may write it, and
-	// that nobody does so through a map is the guess that remains.
-	return st.Mode&0o022 == 0 && st.Uid != l.o.as.uid
+	if _, err := unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		return false
+	}
+	_, err := unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_UNLCK)
+	return err == nil
 }
 
 // localTypes are file systems that change by this kernel's calls alone.
