@@ -88,6 +88,10 @@ func Build(t testing.TB) Binaries {
 	return b
 }
 
+// entryFlag has rexec see, before Go's runtime opens /dev/null for them, which
+// of the descriptors 0, 1 and 2 were closed (package agent/capture).
+const entryFlag = "-ldflags=rexec/cmd/rexec=-E=rexec/agent/capture.entry"
+
 var buildOnce = sync.OnceValues(build)
 
 func build() (Binaries, error) {
@@ -103,7 +107,7 @@ func build() (Binaries, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return Binaries{}, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	cmd := exec.Command("go", "build", "-o", shared+"/", "./cmd/rexec", "./cmd/rexecd")
+	cmd := exec.Command("go", "build", entryFlag, "-o", shared+"/", "./cmd/rexec", "./cmd/rexecd")
 	cmd.Dir = Root()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return Binaries{}, fmt.Errorf("go build: %w\n%s", err, out)
