@@ -20,10 +20,6 @@ var Deviations = []Deviation{
 		Lines: regexp.MustCompile(`(?m)^(rexec|hint): .*\n`),
 	},
 	{
-		Name:  "closed-standard-descriptors",
-		Cases: regexp.MustCompile(`^fds/(stdin|stdout|stderr)-closed$|^fds/closed-numbers-reused$`),
-	},
-	{
 		Name:  "two-way-named-pipe",
 		Cases: regexp.MustCompile(`^fds/kinds$`),
 		Lines: regexp.MustCompile(`(?m)^3 (4096|49152)\n`),
@@ -36,10 +32,6 @@ var Deviations = []Deviation{
 	{
 		Name:  "device-nodes",
 		Cases: regexp.MustCompile(`^files/device$`),
-	},
-	{
-		Name:  "setuid-bit-after-write",
-		Cases: regexp.MustCompile(`^files/write-clears-suid$`),
 	},
 	{
 		Name:  "renamed-around-a-job",
