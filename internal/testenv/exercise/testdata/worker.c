@@ -26,7 +26,7 @@
 enum { slots = 64, most = 1 << 20 };
 
 static int fds[slots];
-static struct { char *at; size_t len; int fd; } maps[slots];
+static struct { char *at; size_t len; int fd, prot; } maps[slots];
 static unsigned char buf[most];
 static char *arg[16];
 static int args;
@@ -273,12 +273,12 @@ static void run(const char *op) {
 		if (st.st_size > most) st.st_size = most;
 		void *p = mmap(0, st.st_size, num(3), MAP_SHARED, fd(1), 0);
 		if (p == MAP_FAILED) { done(-1); return; }
-		maps[i].at = p, maps[i].len = st.st_size, maps[i].fd = dup(fd(1));
+		maps[i].at = p, maps[i].len = st.st_size, maps[i].fd = dup(fd(1)), maps[i].prot = num(3);
 		done(st.st_size);
 	} else if (is("mapread") || is("mapwrite")) { // slot, offset, length, seed
 		int i = num(1) % slots;
 		size_t at = num(2), n = num(3);
-		if (!maps[i].at || at + n > maps[i].len) { printf("ok unmapped\n"); return; }
+		if (!maps[i].at || at + n > maps[i].len || (is("mapwrite") && !(maps[i].prot & PROT_WRITE))) { printf("ok unmapped\n"); return; }
 		if (fstat(maps[i].fd, &st) < 0) { done(-1); return; }
 		if (at + n > (size_t)st.st_size) { printf("ok beyond\n"); return; } // SIGBUS
 		if (is("mapread")) { printf("ok %016lx\n", hash(maps[i].at + at, n)); return; }
