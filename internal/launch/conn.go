@@ -65,7 +65,16 @@ func newConn(fd int) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{file: file, raw: raw, buf: make([]byte, maxInline+16), oob: make([]byte, unix.CmsgSpace(4*maxFDs))}, nil
+	oob := make([]byte, unix.CmsgSpace(4*maxFDs)+unix.CmsgSpace(unix.SizeofUcred))
+	return &conn{file: file, raw: raw, buf: make([]byte, maxInline+16), oob: oob}, nil
+}
+
+// passCredentials has messages say which process they are of, translated into
+// the receiver's own PID namespace: unix(7), SCM_CREDENTIALS.
+func (c *conn) passCredentials() error {
+	var err error
+	outer := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
+	return errors.Join(outer, err)
 }
 
 func socketPair() ([2]int, error) {
@@ -84,6 +93,10 @@ func (c *conn) packet(b []byte, fds []int) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
+	return c.sendPacket(b, oob)
+}
+
+func (c *conn) sendPacket(b, oob []byte) error {
 	var err error
 	werr := c.raw.Write(func(fd uintptr) bool {
 		err = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_NOSIGNAL)
@@ -124,6 +137,23 @@ func (c *conn) send(kind byte, call uint32, body any, fds []int) error {
 	return c.packet(head, fds)
 }
 
+// sendAbout sends a short message as one of another process, which must still
+// be there: ESRCH. It takes CAP_SYS_ADMIN over the PID namespace.
+func (c *conn) sendAbout(pid int32, kind byte, call uint32, body any) error {
+	b, err := cbor.Marshal(body)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxInline {
+		return unix.EMSGSIZE
+	}
+	head := binary.LittleEndian.AppendUint32([]byte{kind}, call)
+	cred := unix.Ucred{Pid: pid, Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sendPacket(append(head, b...), unix.UnixCredentials(&cred))
+}
+
 func memfd(b []byte) (int, error) {
 	fd, err := unix.MemfdCreate("launch", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -146,6 +176,7 @@ type message struct {
 	call uint32
 	body []byte
 	fds  []int // the receiver's to close
+	pid  int   // of the process that it is of, with passCredentials
 }
 
 func (m *message) decode(to any) error { return decoder.Unmarshal(m.body, to) }
@@ -161,7 +192,7 @@ func (m *message) closeFDs() {
 func (c *conn) recv() (*message, error) {
 	m := new(message)
 	for {
-		n, fds, err := c.recvPacket()
+		n, fds, err := c.recvPacket(&m.pid)
 		m.fds = append(m.fds, fds...)
 		if err == nil && n < 5 {
 			err = io.ErrUnexpectedEOF
@@ -199,7 +230,7 @@ func (m *message) readMemory() error {
 	return err
 }
 
-func (c *conn) recvPacket() (n int, fds []int, err error) {
+func (c *conn) recvPacket(pid *int) (n int, fds []int, err error) {
 	var oobn int
 	rerr := c.raw.Read(func(fd uintptr) bool {
 		n, oobn, _, _, err = unix.Recvmsg(int(fd), c.buf, c.oob, unix.MSG_CMSG_CLOEXEC)
@@ -215,6 +246,8 @@ func (c *conn) recvPacket() (n int, fds []int, err error) {
 	for i := range cmsgs {
 		if got, err := unix.ParseUnixRights(&cmsgs[i]); err == nil {
 			fds = append(fds, got...)
+		} else if cred, err := unix.ParseUnixCredentials(&cmsgs[i]); err == nil {
+			*pid = int(cred.Pid)
 		}
 	}
 	if n == 0 && err == nil {

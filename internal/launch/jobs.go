@@ -51,7 +51,7 @@ func (s *server) launch(m *message) {
 			a = answer{Failure: &Failure{Step: "open " + strconv.Itoa(int(fdErr.num)), Errno: a.Errno}}
 		}
 	}
-	if err := s.conn.send(kindReply, m.call, a, nil); err != nil {
+	if s.reply(m.call, a) != nil {
 		return
 	}
 	s.mu.Lock()
@@ -64,6 +64,17 @@ func (s *server) launch(m *message) {
 	if j.ended && !j.failed {
 		go s.watch(j)
 	}
+}
+
+// reply answers a launch, in the job's name while it is there: so the session
+// learns its number outside.
+func (s *server) reply(call uint32, a answer) error {
+	if a.Launched.Pid > 0 {
+		if err := s.conn.sendAbout(a.Launched.Pid, kindReply, call, a); err == nil {
+			return nil
+		}
+	}
+	return s.conn.send(kindReply, call, a, nil)
 }
 
 func (s *server) start(j *job, m *message) (answer, error) {

@@ -94,6 +94,29 @@ func TestNumberTaken(t *testing.T) {
 	s.await(a.ID, EventEnded)
 }
 
+// TestNumberOutside: the session learns a job's number in its own namespace.
+func TestNumberOutside(t *testing.T) {
+	everywhere(t, func(t *testing.T) {
+		s := newSession(t)
+		r, w, err := blockingPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		j := s.shell("read x")
+		j.FDs = append(j.FDs[1:], FD{Num: 0, Source: SourceFile, File: 1})
+		_, l := s.start(j, r)
+		r.Close()
+		got := <-l
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", got.Outer))
+		if err != nil || !strings.Contains(string(status), fmt.Sprintf("\t%d\nNSpgid:", got.Pid)) {
+			t.Errorf("%+v: %v, %s", got, err, status)
+		}
+		w.Close()
+		s.await(j.ID, EventEnded)
+	})
+}
+
 func TestCwd(t *testing.T) {
 	everywhere(t, func(t *testing.T) {
 		s := newSession(t)

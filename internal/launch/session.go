@@ -53,6 +53,11 @@ func Start(cfg Config) (*Init, error) {
 		return nil, err
 	}
 	peer := os.NewFile(uintptr(pair[1]), "init")
+	if err := c.passCredentials(); err != nil {
+		c.close()
+		peer.Close()
+		return nil, err
+	}
 	i := &Init{cfg: cfg, conn: c, exited: make(chan struct{}), gone: make(chan struct{}),
 		events: make(chan Event), closed: make(chan struct{}), calls: make(map[uint32]chan *message)}
 	err = i.spawn(peer)
@@ -220,10 +225,11 @@ func (i *Init) call(kind byte, body any, fds []int) (*reply, error) {
 type reply struct {
 	answer
 	fds []int
+	pid int // of whom it tells
 }
 
 func newReply(m *message) (*reply, error) {
-	r := &reply{fds: m.fds}
+	r := &reply{fds: m.fds, pid: m.pid}
 	err := m.decode(&r.answer)
 	if err == nil && r.Err != "" {
 		err = &Error{r.Err, unix.Errno(r.Errno)}
@@ -307,6 +313,9 @@ func (i *Init) Launch(job *Job, files []*os.File) (Launched, *Failure, error) {
 	runtime.KeepAlive(files)
 	if err != nil {
 		return Launched{}, nil, err
+	}
+	if r.pid != i.Process() {
+		r.Launched.Outer = r.pid
 	}
 	return r.Launched, r.Failure, nil
 }
