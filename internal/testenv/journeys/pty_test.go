@@ -28,11 +28,11 @@ type terminal struct {
 	read   chan struct{} // closed when no more comes
 }
 
-// onTerminal runs shell text in the client's /root on a terminal.
+// onTerminal runs shell text in a directory below the journey's on a terminal.
 func (r *rig) onTerminal(t *testing.T, dir, text string) *terminal {
 	t.Helper()
 	// The session is made on the client, that it has a number there.
-	cmd := r.Client.Command("setsid", "--ctty", "--wait", "/bin/sh", "-c", `cd "/root/$0" && `+text, dir)
+	cmd := r.Client.Command("setsid", "--ctty", "--wait", "/bin/sh", "-c", `cd "/root/$0" && `+text, r.base+"/"+dir)
 	cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "TERM=vt100", "LESS=")
 	master, slave, err := pty.Open()
 	if err != nil {
@@ -130,14 +130,12 @@ func (w *terminal) end(t *testing.T) {
 	}
 }
 
-// TestVim: a full-screen editor, with a change of the window's size under way.
-func TestVim(t *testing.T) {
-	journey(t, func(t *testing.T, r *rig) {
-		r.local(t, "", "mkdir here there; for i in $(seq 40); do echo $i: a line of text; done | tee here/text >there/text")
-		r.edit(t, "here", "")
-		r.edit(t, "there", "rexec server")
-		r.same(t, "here", "there")
-	})
+// vim: a full-screen editor, with a change of the window's size under way.
+func vim(t *testing.T, r *rig) {
+	r.local(t, "", "mkdir here there; for i in $(seq 40); do echo $i: a line of text; done | tee here/text >there/text")
+	r.edit(t, "here", "")
+	r.edit(t, "there", "rexec server")
+	r.same(t, "here", "there")
 }
 
 func (r *rig) edit(t *testing.T, dir, prefix string) {
@@ -152,7 +150,7 @@ func (r *rig) edit(t *testing.T, dir, prefix string) {
 	w.end(t)
 }
 
-// awaitFile waits until a file below the client's /root has a content.
+// awaitFile waits until a file below the journey's directory has a content.
 func (r *rig) awaitFile(t *testing.T, name, content string) {
 	t.Helper()
 	for limit := time.Now().Add(taskLimit()); ; time.Sleep(20 * time.Millisecond) {
@@ -166,31 +164,29 @@ func (r *rig) awaitFile(t *testing.T, name, content string) {
 	}
 }
 
-// TestLess: make writes into less, which has the terminal: both there, either
+// less: make writes into less, which has the terminal: both there, either
 // there. Keys are pressed when make has ended: until then it shares the
 // terminal with less, there as here.
-func TestLess(t *testing.T) {
-	journey(t, func(t *testing.T, r *rig) {
-		r.write(t, "Makefile", "all:\n\t@echo begins; seq -f 'line %.0f.' 1000; echo all is made\n")
-		for _, text := range []string{
-			"{ make; : >ended; } | less",
-			"{ rexec server make; : >ended; } | less",
-			"exec rexec server '{ make; : >ended; } | less'",
-			"{ make; : >ended; } | rexec server less",
-		} {
-			t.Log(text)
-			w := r.onTerminal(t, "", text)
-			w.await(t, "line 22.")
-			r.awaitFile(t, "ended", "")
-			w.keys(t, " ")
-			w.await(t, "line 45.")
-			w.keys(t, "G")
-			w.await(t, "all is made")
-			w.keys(t, "?line 500\\.\r")
-			w.await(t, "line 522.")
-			w.keys(t, "q")
-			w.end(t)
-			r.local(t, "", "rm ended")
-		}
-	})
+func less(t *testing.T, r *rig) {
+	r.write(t, "Makefile", "all:\n\t@echo begins; seq -f 'line %.0f.' 1000; echo all is made\n")
+	for _, text := range []string{
+		"{ make; : >ended; } | less",
+		"{ rexec server make; : >ended; } | less",
+		"exec rexec server '{ make; : >ended; } | less'",
+		"{ make; : >ended; } | rexec server less",
+	} {
+		t.Log(text)
+		w := r.onTerminal(t, "", text)
+		w.await(t, "line 22.")
+		r.awaitFile(t, "ended", "")
+		w.keys(t, " ")
+		w.await(t, "line 45.")
+		w.keys(t, "G")
+		w.await(t, "all is made")
+		w.keys(t, "?line 500\\.\r")
+		w.await(t, "line 522.")
+		w.keys(t, "q")
+		w.end(t)
+		r.local(t, "", "rm ended")
+	}
 }

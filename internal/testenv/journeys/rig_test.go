@@ -33,14 +33,15 @@ func taskLimit() time.Duration {
 // tools is the SWITCH with which the tools come from the server.
 const tools = "/usr:/lib:/lib64:/bin"
 
-// rig is a lab and what the journeys measure in it.
+// rig is a lab and a journey's own directory in it.
 type rig struct {
 	*lab.Lab
-	home string // the client's /root, as this machine names it
+	base string // the directory, below /root of the client
+	home string // the same, as this machine names it
 }
 
-// journey makes a subtest for each delay of the link, with a lab of its own.
-func journey(t *testing.T, do func(t *testing.T, r *rig)) {
+// TestJourneys makes all journeys over a link of each delay.
+func TestJourneys(t *testing.T) {
 	delays := []time.Duration{200 * time.Microsecond}
 	if long {
 		delays = append(delays, 20*time.Millisecond)
@@ -48,20 +49,38 @@ func journey(t *testing.T, do func(t *testing.T, r *rig)) {
 	for _, rtt := range delays {
 		t.Run(rtt.String(), func(t *testing.T) {
 			l := lab.New(t, lab.Config{RTT: rtt, Mbit: 1000})
-			r := &rig{Lab: l, home: filepath.Join(l.Client.Root, "root")}
+			run(t, l.Client, "", "mkdir tmp")
 			// Not this machine's /tmp, which the client has too.
-			r.local(t, "", "mkdir tmp")
 			l.Client.Vars = append(l.Client.Vars, "TMPDIR=/root/tmp")
-			do(t, r)
+			for _, j := range []struct {
+				name string
+				do   func(t *testing.T, r *rig)
+			}{
+				{"build", build}, {"switch", switches}, {"git", git}, {"tar", tar}, {"venv", venv},
+				{"sqlite", sqlite}, {"vim", vim}, {"less", less},
+			} {
+				t.Run(j.name, func(t *testing.T) {
+					run(t, l.Client, "", "mkdir "+j.name)
+					j.do(t, &rig{l, j.name, filepath.Join(l.Client.Root, "root", j.name)})
+				})
+			}
 		})
 	}
 }
 
-// local runs shell text on the client, in a directory below /root, and returns
-// all that it printed.
+// some is n where all is done, else a small part of it.
+func some(n, part int) int {
+	if long {
+		return n
+	}
+	return part
+}
+
+// local runs shell text on the client, in a directory below the journey's, and
+// returns all that it printed.
 func (r *rig) local(t *testing.T, dir, text string) string {
 	t.Helper()
-	return run(t, r.Client, dir, text)
+	return run(t, r.Client, r.base+"/"+dir, text)
 }
 
 func run(t *testing.T, h *lab.Host, dir, text string) string {
@@ -105,7 +124,7 @@ type cost struct {
 
 var statsLine = regexp.MustCompile(`(?m)^rexec: .* (\d+) bytes out, (\d+) bytes in.*\n`)
 
-// there runs "rexec server" with args, in a directory below /root; shell text
+// there runs "rexec server" with args, in a directory below the journey's; shell text
 // is one argument. It returns what the command printed and what it cost, and
 // logs the cost under the name what.
 func (r *rig) there(t *testing.T, what, dir, switched string, args ...string) (string, cost) {
@@ -115,7 +134,7 @@ func (r *rig) there(t *testing.T, what, dir, switched string, args ...string) (s
 		quoted[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 	}
 	begin := time.Now()
-	out := run(t, r.Client, dir, "SWITCH="+switched+" exec rexec --stats server "+strings.Join(quoted, " "))
+	out := run(t, r.Client, r.base+"/"+dir, "SWITCH="+switched+" exec rexec --stats server "+strings.Join(quoted, " "))
 	took := time.Since(begin)
 	out, c := split(t, out)
 	t.Logf("%s: %.2f s; %s", what, took.Seconds(), c.line)
@@ -135,7 +154,7 @@ func split(t *testing.T, out string) (string, cost) {
 	return strings.Replace(out, m[0], "", 1), c
 }
 
-// same fails the test where two directories below the client's /root differ in
+// same fails the test where two directories below the journey's differ in
 // names, types, modes, sizes, link targets or contents.
 func (r *rig) same(t *testing.T, a, b string) {
 	t.Helper()
@@ -154,7 +173,7 @@ func (r *rig) same(t *testing.T, a, b string) {
 
 func (r *rig) listing(t *testing.T, text, dir string) string {
 	t.Helper()
-	out, err := r.Client.Command("/bin/sh", "-c", text, dir).CombinedOutput()
+	out, err := r.Client.Command("/bin/sh", "-c", text, r.base+"/"+dir).CombinedOutput()
 	if err != nil {
 		t.Fatalf("list %s: %v: %s", dir, err, out)
 	}
@@ -175,7 +194,7 @@ func onlyIn(a, b string) (only []string) {
 	return only
 }
 
-// write makes a file below the client's /root.
+// write makes a file in the journey's directory.
 func (r *rig) write(t *testing.T, name, content string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(r.home, name), []byte(content), 0o644); err != nil {

@@ -10,27 +10,25 @@ import (
 	"rexec/internal/testenv/lab"
 )
 
-// TestSwitch: prefixes come from the server as far as its administrator lends
+// switches: prefixes come from the server as far as its administrator lends
 // them.
-func TestSwitch(t *testing.T) {
-	journey(t, func(t *testing.T, r *rig) {
-		for _, h := range []*lab.Host{r.Client, r.Server} {
-			run(t, h, "", `mkdir -p lent/deep kept; for f in lent/open lent/deep/secret kept/file; do echo "$(hostname)'s $f" >$f; done`)
-		}
-		run(t, r.Server, "", "printf '# not lent\\n/root/kept\\n/root/lent/deep/secret\\n' >/etc/rexec/disallowed")
-		out, _ := r.there(t, "filtered", "", "/root/lent:/root/kept", `echo "$SWITCH"; cat lent/open kept/file lent/deep/secret`)
-		if want := "/root/lent\nserver's lent/open\nclient's kept/file\nclient's lent/deep/secret\n"; out != want {
-			t.Errorf("got %q, want %q", out, want)
-		}
-		r.renamedUnder(t)
-	})
+func switches(t *testing.T, r *rig) {
+	for _, h := range []*lab.Host{r.Client, r.Server} {
+		run(t, h, "", `mkdir -p switch/lent/deep switch/kept; cd switch; for f in lent/open lent/deep/secret kept/file; do echo "$(hostname)'s $f" >$f; done`)
+	}
+	run(t, r.Server, "", "printf '# not lent\\n/root/switch/kept\\n/root/switch/lent/deep/secret\\n' >/etc/rexec/disallowed")
+	out, _ := r.there(t, "filtered", "", "/root/switch/lent:/root/switch/kept", `echo "$SWITCH"; cat lent/open kept/file lent/deep/secret`)
+	if want := "/root/switch/lent\nserver's lent/open\nclient's kept/file\nclient's lent/deep/secret\n"; out != want {
+		t.Errorf("got %q, want %q", out, want)
+	}
+	r.renamedUnder(t)
 }
 
 // renamedUnder: the server's administrator replaces a forbidden file, and
 // directories above it, while a job has the view; the job never sees it.
 func (r *rig) renamedUnder(t *testing.T) {
-	job := r.asker(t, "/root/lent", `cd lent/deep; exec 7<.; while read -r x; do
-		echo "$(cat secret) $(cat /root/lent/deep/../deep/secret) $(cat /proc/self/fd/7/secret) $(cat /root/lent/open)"
+	job := r.asker(t, "/root/switch/lent", `cd lent/deep; exec 7<.; while read -r x; do
+		echo "$(cat secret) $(cat /root/switch/lent/deep/../deep/secret) $(cat /proc/self/fd/7/secret) $(cat /root/switch/lent/open)"
 	done`)
 	for _, step := range []string{
 		":",
@@ -39,7 +37,7 @@ func (r *rig) renamedUnder(t *testing.T) {
 		"echo linked server secret >lent/deep/s3; ln lent/deep/s3 lent/deep/s4; mv lent/deep/s4 lent/deep/secret",
 		"rm lent/deep/secret; echo once more a server secret >lent/deep/secret",
 	} {
-		run(t, r.Server, "", step)
+		run(t, r.Server, "switch", step)
 		got, own := job.ask(t, "look"), "client's lent/deep/secret "
 		if want := own + own + own + "server's lent/open"; got != want {
 			t.Errorf("after %q the job saw %q, want %q", step, got, want)
@@ -57,7 +55,7 @@ type asker struct {
 
 func (r *rig) asker(t *testing.T, switched, text string) *asker {
 	t.Helper()
-	cmd := r.Client.Command("/bin/sh", "-c", `cd /root && SWITCH=$0 exec rexec server "$1"`, switched, text)
+	cmd := r.Client.Command("/bin/sh", "-c", `cd /root/switch && SWITCH=$0 exec rexec server "$1"`, switched, text)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
