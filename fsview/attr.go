@@ -3,6 +3,7 @@ package fsview
 import (
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -37,6 +38,8 @@ type memory struct {
 	warm   bool         // opened is set
 	locked bool         // a record lock was asked for
 	shared *shared      // an open file that further opens for reading share
+
+	writers atomic.Int32 // handles that can write
 }
 
 func (m *memory) learn(a *fsproto.Attr) {

@@ -52,7 +52,7 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if killsSuid(&in.InHeader, in.Mode&fuse.OPEN_KILL_SUIDGID != 0) && in.Flags&unix.O_TRUNC != 0 {
 		t.killSuid(cancel, &in.InHeader, n, &op)
 	}
-	out.Fh = t.handles.add(&handle{fh: op.FH, node: n})
+	out.Fh = t.handles.add(newHandle(n, op.FH, in.Flags))
 	out.OpenFlags = t.cacheFlags(n, in.Flags, &op.Attr)
 	return fuse.OK
 }
@@ -130,7 +130,7 @@ func (t *tree) created(in *fuse.CreateIn, c *fsproto.Created, p *pin, out *fuse.
 	t.entered(in.Unique, &c.Entry, p, &out.EntryOut)
 	n := t.nodes.get(out.NodeId)
 	out.OpenOut = fuse.OpenOut{
-		Fh:        t.handles.add(&handle{fh: c.FH, node: n}),
+		Fh:        t.handles.add(newHandle(n, c.FH, in.Flags)),
 		OpenFlags: t.cacheFlags(n, in.Flags, &c.Entry.Attr),
 	}
 }

@@ -17,9 +17,19 @@ type handle struct {
 	use    *adopted // of a description that home had open
 	shared *shared  // fh is not this handle's alone
 	wrote  atomic.Bool
+	writer bool // counts among the node's writers
 
 	mu  sync.Mutex
 	own fsproto.FH // beside shared: of this handle alone, for its locks
+}
+
+// newHandle is an open file of one handle.
+func newHandle(n *node, fh fsproto.FH, flags uint32) *handle {
+	h := &handle{fh: fh, node: n, writer: writes(flags)}
+	if h.writer {
+		n.writers.Add(1)
+	}
+	return h
 }
 
 // handles are the open files of one mount by FUSE's number.
@@ -93,6 +103,9 @@ func (t *tree) ownFile(cancel <-chan struct{}, h *handle) (fsproto.FH, error) {
 
 // close gives a handle back to whom it came from.
 func (h *handle) close(t *tree, owner uint64, flock bool) {
+	if h.writer {
+		h.node.writers.Add(-1)
+	}
 	switch {
 	case h.use != nil:
 		h.use.released()

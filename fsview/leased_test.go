@@ -317,3 +317,41 @@ func TestWorkingDirectoryOutlivesRecall(t *testing.T) {
 		t.Errorf("working directory %q, %v", got, err)
 	}
 }
+
+// TestWritesDropCapability: a write takes a file's capabilities away, as it
+// does at home, and asks home nothing about them.
+func TestWritesDropCapability(t *testing.T) {
+	home := homeDir(t)
+	file := filepath.Join(home, "f")
+	if err := os.WriteFile(file, []byte("old"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// struct vfs_cap_data: revision 2, effective; CAP_NET_RAW.
+	value := []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	const name = "security.capability"
+	if err := unix.Setxattr(file, name, value, 0); err != nil {
+		t.Fatal(err)
+	}
+	l := mountLeased(t, home)
+	f, err := os.OpenFile(l.path("f"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 10 {
+		if _, err := f.Write([]byte("new")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Stat(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := l.client.Counts()["getxattr"]; n > 0 {
+		t.Errorf("home was asked for attributes %d times", n)
+	}
+	for _, path := range []string{file, l.path("f")} {
+		if n, err := unix.Getxattr(path, name, make([]byte, 64)); err != unix.ENODATA {
+			t.Errorf("%s: got %d bytes of capability, %v, want %v", path, n, err, unix.ENODATA)
+		}
+	}
+}
