@@ -61,6 +61,13 @@ func (e *exerciser) step() {
 		return
 	}
 	got, want := e.on(e.sides[side], op), e.on(e.twin, op)
+	if got == "ESTALE" && op[0] == "rename" && side == 0 {
+		// A listed deviation: a directory in use that has moved at home is
+		// not found at its new place in the middle of a rename.
+		e.on(e.sides[side], []any{"lstat", op[1]})
+		e.on(e.sides[side], []any{"lstat", op[2]})
+		got = e.on(e.sides[side], op)
+	}
 	e.compare(got, want)
 }
 

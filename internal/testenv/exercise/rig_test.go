@@ -170,9 +170,12 @@ func (w *worker) stop() {
 		return
 	}
 	w.in.Close()
+	if w.t.Failed() {
+		_ = w.cmd.Process.Kill() // it may wait for what never comes
+	}
 	timer := time.AfterFunc(answerLimit, func() { _ = w.cmd.Process.Kill() })
 	defer timer.Stop()
-	if err := w.cmd.Wait(); err != nil {
+	if err := w.cmd.Wait(); err != nil && !w.t.Failed() {
 		w.t.Errorf("%s: %v\n%s", w.name, err, w.err.Bytes())
 	}
 }

@@ -30,6 +30,7 @@ static struct { char *at; size_t len; int fd, prot; } maps[slots];
 static unsigned char buf[most];
 static char *arg[16];
 static int args;
+static int written;
 
 static long num(int i) { return i < args ? strtol(arg[i], 0, 0) : 0; }
 static const char *str(int i) { return i < args ? arg[i] : ""; }
@@ -289,6 +290,15 @@ static void run(const char *op) {
 		int i = num(1) % slots;
 		unmap(i);
 		done(0);
+	} else if (is("create") || is("replace") || is("pwrite-path")) { // by a name
+		char other[4096];
+		snprintf(other, sizeof other, "%s.new", str(1));
+		const char *name = is("replace") ? other : str(1);
+		int f = open(name, is("pwrite-path") ? O_WRONLY : O_WRONLY | O_CREAT | O_EXCL, 0644);
+		if (f < 0) { done(-1); return; }
+		int n = snprintf((char *)buf, most, "%s %d", arg[0], ++written);
+		if (write(f, buf, n) != n || close(f) < 0) { done(-1); return; }
+		done(is("replace") ? rename(other, str(1)) : 0);
 	} else if (is("rename")) done(syscall(SYS_renameat2, AT_FDCWD, str(1), AT_FDCWD, str(2), (unsigned)num(3)));
 	else if (is("link")) done(link(str(1), str(2)));
 	else if (is("linkfd")) {
