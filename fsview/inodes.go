@@ -34,7 +34,7 @@ func (t *tree) grant(unique uint64, n *node, l fsproto.Lease) fsproto.Lease {
 	if n.use != nil {
 		return 0
 	}
-	return t.flights.grant(unique, l)
+	return t.flights.grant(unique, l, subject{node: n.org})
 }
 
 // GetAttr answers stat(2).

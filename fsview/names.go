@@ -40,7 +40,7 @@ func (t *tree) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out
 	if err != nil {
 		return t.status(err)
 	}
-	t.entered(h.Unique, &e, p, out)
+	t.enteredAs(h.Unique, subject{e.Node, parent.org, name}, &e, p, out)
 	return fuse.OK
 }
 
@@ -57,7 +57,12 @@ func (t *tree) lookupPinned(n *node, out *fuse.EntryOut) {
 
 // entered shows the kernel a node that the origin has handed out.
 func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryOut) {
-	lease := t.flights.grant(unique, e.Lease)
+	t.enteredAs(unique, subject{}, e, p, out)
+}
+
+// enteredAs is entered where the name is known.
+func (t *tree) enteredAs(unique uint64, about subject, e *fsproto.Entry, p *pin, out *fuse.EntryOut) {
+	lease := t.flights.grant(unique, e.Lease, about)
 	if e.Node == 0 { // a name that leads to nothing
 		*out = fuse.EntryOut{}
 		if lease&fsproto.LeaseEntry != 0 {

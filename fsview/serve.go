@@ -102,7 +102,7 @@ func (v *View) Recall(origin fsproto.Origin, list []fsproto.Recall) {
 		if t.origin != origin {
 			continue
 		}
-		wait := t.flights.recall()
+		wait := t.flights.recall(list)
 		t.recallShares(list)
 		if len(list) <= fewRecalls {
 			t.expireAttributes(list)

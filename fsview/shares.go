@@ -87,7 +87,7 @@ func (t *tree) offer(unique uint64, n *node, op *fsproto.Opened) *shared {
 	t.shares.mu.Lock()
 	defer t.shares.mu.Unlock()
 	n.mu.Lock()
-	granted := n.shared == nil && t.flights.grant(unique, op.Lease)&fsproto.LeaseData != 0
+	granted := n.shared == nil && t.flights.grant(unique, op.Lease, subject{node: n.org})&fsproto.LeaseData != 0
 	if granted {
 		n.shared = s
 	}

@@ -84,24 +84,48 @@ func TestLeaseAnswersUntilRecalled(t *testing.T) {
 }
 
 func TestGrantNothingRecalledMeanwhile(t *testing.T) {
+	const attr, entry = fsproto.LeaseAttr, fsproto.LeaseEntry
+	node := subject{node: 5}
 	var f flights
-	f.add(1)
-	f.add(2)
-	if f.grant(1, fsproto.LeaseAttr) == 0 {
+	for u := range uint64(10) {
+		f.add(u)
+	}
+	if f.grant(1, attr, node) == 0 {
 		t.Error("no lease although nothing was recalled")
 	}
-	wait := f.recall()
+	wait := f.recall([]fsproto.Recall{{Node: 5, What: attr}, {Parent: 7, Name: "a"}})
 	if len(wait) != 1 {
 		t.Fatalf("%d replies to wait for, want 1", len(wait))
 	}
-	if f.grant(2, fsproto.LeaseAttr) != 0 {
-		t.Error("a lease older than the recall was believed")
+	for _, c := range []struct {
+		about subject
+		want  fsproto.Lease
+	}{
+		{node, entry},
+		{subject{}, 0},
+		{subject{6, 7, "a"}, attr},
+		{subject{5, 7, "a"}, 0},
+		{subject{6, 7, "b"}, attr | entry},
+		{subject{7, 5, "a"}, attr | entry},
+	} {
+		if got := f.grant(2, attr|entry, c.about); got != c.want {
+			t.Errorf("%+v: granted %v, want %v", c.about, got, c.want)
+		}
 	}
 	f.done(1)
 	<-wait[0]
-	f.add(3)
-	if f.grant(3, fsproto.LeaseAttr) == 0 {
+	f.add(10)
+	if f.grant(10, attr, node) == 0 {
 		t.Error("no lease after the recall")
+	}
+	for range 2 * maxRecent {
+		f.recall([]fsproto.Recall{{Node: 9, What: attr}})
+	}
+	if f.grant(10, attr, node) != 0 {
+		t.Error("a lease was believed after more recalls than are remembered")
+	}
+	if len(f.recent) > maxRecent {
+		t.Errorf("%d recalls are remembered", len(f.recent))
 	}
 }
 
