@@ -3,7 +3,9 @@ package home
 import (
 	"context"
 	"io"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"rexec/agent/homeproto"
 	"rexec/rer"
@@ -43,5 +45,27 @@ func TestDeadLinkIsNotUsed(t *testing.T) {
 	a.started()
 	if got := a.ended().Status.Code; got != 7 {
 		t.Errorf("status %d", got)
+	}
+}
+
+// TestCloseWaitsForForgotten closes home while a link that was given up before
+// it was made is still being closed: its child must not outlive home.
+func TestCloseWaitsForForgotten(t *testing.T) {
+	over, dialled := make(chan struct{}), make(chan struct{})
+	var closed atomic.Bool
+	h := testHome(t, nil, Options{Dial: func(ctx context.Context, _ *homeproto.Ask) (io.ReadWriteCloser, error) {
+		close(dialled)
+		<-over
+		closed.Store(true)
+		return nil, ctx.Err()
+	}})
+	a := start(t, h, command())
+	within(t, "dial", dialled)
+	a.conn.Close()
+	within(t, "end of the agent", a.served)
+	time.AfterFunc(50*time.Millisecond, func() { close(over) })
+	h.Close()
+	if !closed.Load() {
+		t.Error("home has ended before its link")
 	}
 }

@@ -68,6 +68,7 @@ type Home struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	conns  sync.WaitGroup // of ServeConn
+	alive  sync.WaitGroup // of sessions, forgotten ones too
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -304,9 +305,7 @@ func (h *Home) Close() error {
 		s.close(errClosing)
 	}
 	h.conns.Wait()
-	for _, s := range sessions {
-		<-s.gone
-	}
+	h.alive.Wait()
 	h.poller.Close()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -265,7 +266,7 @@ func (j *job) notLaunched(err error) {
 		j.diedOf(fatal)
 	case errors.As(err, &r):
 		j.refuse(r)
-	case j.linkDown():
+	case j.linkDown() || errors.Is(err, net.ErrClosed):
 		j.lost()
 	default:
 		j.refuse(err)

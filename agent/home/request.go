@@ -1,7 +1,9 @@
 package home
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +61,7 @@ func (j *job) adopt(fd int) (rer.Handle, error) {
 // bad makes a refusal of a description that cannot cross, by the lowest
 // number that the command has it under; below 0: the controlling terminal.
 func (j *job) bad(i int, err error) error {
-	if j.linkDown() {
+	if j.linkDown() || errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	what := "the controlling terminal"

@@ -103,6 +103,7 @@ func (h *Home) newSession(key string, ask *homeproto.Ask) *session {
 	s.terms.open = make(map[terminalKey]*terminal)
 	ctx, cancel := context.WithCancel(h.ctx)
 	s.cancel = cancel
+	h.alive.Add(1)
 	go s.live(ctx, ask)
 	return s
 }
@@ -176,6 +177,7 @@ func (s *session) close(why error) {
 
 // live is the session's life: dial, serve, wait for the end, let go.
 func (s *session) live(ctx context.Context, ask *homeproto.Ask) {
+	defer s.home.alive.Done()
 	defer close(s.gone)
 	defer s.cancel()
 	s.failed = s.connect(ctx, ask)
@@ -313,7 +315,8 @@ func (s *session) send(m *rer.Message) error {
 func (s *session) serveFiles() {
 	ch, err := s.conn.Channel(rer.FilesChannel)
 	if err == nil {
-		err = fsproto.Serve(ch, s.origin, fsproto.ServeOptions{Counts: &s.counts, BeforeReply: s.settle})
+		recalls, _ := s.conn.Channel(rer.RecallsChannel) // as well known
+		err = fsproto.Serve(ch, s.origin, fsproto.ServeOptions{Counts: &s.counts, BeforeReply: s.settle, Recalls: recalls})
 	}
 	if err != nil {
 		s.home.opt.Logf("%s: files: %v", s.name, err)

@@ -42,9 +42,10 @@ func TestMain(m *testing.M) {
 
 // parts are what the test program plays.
 var parts = map[string]func(args []string) int{
-	"ssh":  playSSH,
-	"peer": playPeer,
-	"walk": playWalker,
+	"ssh":   playSSH,
+	"peer":  playPeer,
+	"walk":  playWalker,
+	"crowd": playCrowd,
 }
 
 // rig is one test's surroundings, with a program for the parts.
