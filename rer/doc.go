@@ -7,8 +7,10 @@
 // Home (the client) connects; the session (the server) answers. Both ends of
 // a link speak internal/transport: numbered channels that carry whole
 // messages in order. Home opens channels with odd numbers, the session with
-// even ones. Two channels exist from the start and are never opened or
-// closed: [ControlChannel] and [FilesChannel].
+// even ones. Three channels exist from the start and are never opened or
+// closed: [ControlChannel], [RecallsChannel] and [FilesChannel]. The first two
+// are of one class, the most urgent: what is sent on one of them after
+// something on the other arrives after it.
 //
 // # Control
 //
@@ -67,8 +69,13 @@
 //
 // # Order
 //
-// Home sends recalls (package fsproto) before any later byte or message, and
-// a session has handled them before it hands that byte to a job. Ended says
+// Home sends recalls (package fsproto) on [RecallsChannel], each before any
+// later control message and before any later 'd' or 'e' on a descriptor's
+// channel, none of which overtakes it. A session has them in force before it
+// launches a job, delivers a signal, or hands a byte or the end of data to a
+// job. A recall may overtake the answer to a file request that was sent before
+// it: a lease in an answer counts for nothing if a recall has come since the
+// request. Ended says
 // how many bytes each channel carried; home delivers the status only when it
 // has written all of them.
 package rer

@@ -3,6 +3,7 @@ package rer
 // Channels that every link has from the start.
 const (
 	ControlChannel uint32 = 0
+	RecallsChannel uint32 = 1
 	FilesChannel   uint32 = 2
 )
 

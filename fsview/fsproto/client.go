@@ -60,8 +60,21 @@ func (c *Client) Err() error {
 	return c.err
 }
 
+// Recalled takes a message that Serve sent by ServeOptions.Recalls. An error
+// says that it was none.
+func (c *Client) Recalled(msg []byte) error {
+	f, err := parseFrame(msg)
+	if err == nil && f.id != 0 {
+		err = errMalformed
+	}
+	if err != nil {
+		return err
+	}
+	return c.push(f)
+}
+
 // SetRecall is as [Origin.SetRecall] says. f runs before any later answer is
-// seen and must not call the client.
+// seen, unless recalls come a way of their own, and must not call the client.
 func (c *Client) SetRecall(f func([]Recall)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -24,6 +24,10 @@ type ServeOptions struct {
 	// BeforeReply, where not nil, runs before each answer is sent: the
 	// place to send recalls that must come first.
 	BeforeReply func()
+	// Recalls, where not nil, is sent the origin's recalls, for the peer to
+	// hand to [Client.Recalled]; nil: they go where the answers go. It may be
+	// used by one goroutine at a time, as Messages.
+	Recalls interface{ Send(b []byte) error }
 }
 
 // Serve answers requests that a [Client] sends over ch from o, until ch fails:
@@ -32,14 +36,17 @@ type ServeOptions struct {
 // was handed out through ch is still o's to release.
 func Serve(ch Messages, o Origin, opt ServeOptions) error {
 	s := &server{
-		origin: o, opt: opt, out: sender{ch: ch},
+		origin: o, opt: opt, out: sender{ch: ch}, recalls: &sender{ch: opt.Recalls},
 		running: make(map[uint64]context.CancelFunc),
 		slots:   make(chan struct{}, maxRequests),
 		waits:   make(chan struct{}, maxLockWaits),
 	}
+	if opt.Recalls == nil {
+		s.recalls = &s.out
+	}
 	o.SetRecall(s.recall)
 	ctx, cancel := context.WithCancel(context.Background())
-	err := s.loop(ctx)
+	err := s.loop(ctx, ch)
 	cancel()
 	s.wg.Wait()
 	if errors.Is(err, io.EOF) {
@@ -52,6 +59,7 @@ type server struct {
 	origin       Origin
 	opt          ServeOptions
 	out          sender
+	recalls      *sender
 	slots, waits chan struct{}
 	wg           sync.WaitGroup
 
@@ -59,9 +67,9 @@ type server struct {
 	running map[uint64]context.CancelFunc
 }
 
-func (s *server) loop(ctx context.Context) error {
+func (s *server) loop(ctx context.Context, ch Messages) error {
 	for {
-		b, err := s.out.ch.Recv()
+		b, err := ch.Recv()
 		if err != nil {
 			return err
 		}
@@ -192,7 +200,7 @@ func (s *server) recall(list []Recall) {
 	for len(list) > 0 {
 		n := min(len(list), maxRecalls)
 		// A failed channel has no leases left to recall.
-		_ = send(&s.out, 0, opRecall, list[:n], nil)
+		_ = send(s.recalls, 0, opRecall, list[:n], nil)
 		list = list[n:]
 	}
 }

@@ -195,7 +195,7 @@ func encodeTo(b *bytes.Buffer, id, code uint64, body any, data []byte) error {
 // sender makes a channel's Send safe for many goroutines.
 type sender struct {
 	mu sync.Mutex
-	ch Messages
+	ch interface{ Send(b []byte) error }
 }
 
 func (s *sender) send(b []byte) error {

@@ -28,6 +28,7 @@ const (
 
 const (
 	controlChannel = rer.ControlChannel
+	recallsChannel = rer.RecallsChannel
 	filesChannel   = rer.FilesChannel
 
 	initialCredit = 256 << 10 // of both sides of a new channel
@@ -131,6 +132,7 @@ func New(rw io.ReadWriteCloser, client bool, opt Options) *Conn {
 	}
 	c.mu.Lock()
 	c.newChannel(controlChannel, ClassControl).grant()
+	c.newChannel(recallsChannel, ClassControl).grant()
 	c.newChannel(filesChannel, ClassFiles).grant()
 	c.mu.Unlock()
 	c.workers.Add(4) // three goroutines, and the close of the stream
@@ -166,7 +168,8 @@ func (c *Conn) Open(class Class) (*Channel, error) {
 }
 
 // Channel gives a channel that is open: one that the peer opened, one of this
-// side, or rer.ControlChannel and rer.FilesChannel. EBADF: there is none.
+// side, or rer.ControlChannel, rer.RecallsChannel and
+// rer.FilesChannel. EBADF: there is none.
 func (c *Conn) Channel(id uint32) (*Channel, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

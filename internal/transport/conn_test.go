@@ -86,7 +86,7 @@ func both(t *testing.T, a, b *Conn, class Class) (x, y *Channel) {
 
 func TestWellKnown(t *testing.T) {
 	a, b := pair(t)
-	for _, id := range []uint32{rer.ControlChannel, rer.FilesChannel} {
+	for _, id := range []uint32{rer.ControlChannel, rer.RecallsChannel, rer.FilesChannel} {
 		x, y := must(a.Channel(id)), must(b.Channel(id))
 		for _, msg := range []string{"", "hello", strings.Repeat("x", 1<<20)} {
 			if err := x.Send([]byte(msg)); err != nil {
@@ -97,6 +97,68 @@ func TestWellKnown(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRecallsPrecede: recalls arrive before the control messages and the bytes
+// that were sent after them, however busy the link is.
+func TestRecallsPrecede(t *testing.T) {
+	a, b := pair(t)
+	files := must(a.Channel(rer.FilesChannel))
+	control, recalls := must(a.Channel(rer.ControlChannel)), must(a.Channel(rer.RecallsChannel))
+	bulk, farBulk := both(t, a, b, ClassBulk)
+	must(b.Channel(rer.FilesChannel)).Handle(func([]byte) {})
+	var recalled uint64 // the reader's only
+	const total = 3000
+	over := make(chan struct{}, 2)
+	must(b.Channel(rer.RecallsChannel)).Handle(func(msg []byte) {
+		if msg != nil {
+			recalled = binary.BigEndian.Uint64(msg)
+		}
+	})
+	follows := func(msg []byte) {
+		if msg == nil {
+			return
+		}
+		n := binary.BigEndian.Uint64(msg)
+		if recalled < n {
+			t.Errorf("message %d came after recall %d", n, recalled)
+		}
+		if n > total-2 {
+			over <- struct{}{}
+		}
+	}
+	must(b.Channel(rer.ControlChannel)).Handle(follows)
+	farBulk.Handle(follows)
+	stop := make(chan struct{})
+	load := make(chan struct{})
+	go func() {
+		defer close(load)
+		for block := make([]byte, 200<<10); ; {
+			select {
+			case <-stop:
+				return
+			default:
+				if files.Send(block) != nil {
+					return
+				}
+			}
+		}
+	}()
+	for n := uint64(1); n <= total; n++ {
+		recall, msg := make([]byte, 8+int(n)*7), make([]byte, 8+int(n)*3)
+		binary.BigEndian.PutUint64(recall, n)
+		binary.BigEndian.PutUint64(msg, n)
+		ch := control
+		if n%2 == 0 {
+			ch = bulk
+		}
+		if err := errors.Join(recalls.Send(recall), ch.Send(msg)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(t, "the last messages", func() { <-over; <-over })
+	close(stop)
+	within(t, "end of load", func() { <-load })
 }
 
 func TestNumbers(t *testing.T) {

@@ -48,7 +48,7 @@
 //	8 bye     the link ends in order; channel 0
 //
 // A data frame costs its payload and 32 bytes of credit. Both sides of a new
-// channel start with a credit of 256 KiB, channels 0 and 2 from the start of
+// channel start with a credit of 256 KiB, channels 0, 1 and 2 from the start of
 // the link. More than 16 MiB of credit may not be outstanding.
 //
 // # Locks

@@ -70,7 +70,7 @@ func (c *Conn) signal(h header, payload []byte) (tell func([]byte), err error) {
 			return nil, nil
 		}
 		tell = ch.end(&ResetError{Channel: h.channel, Reason: string(payload)})
-		if h.channel != controlChannel && h.channel != filesChannel && len(ch.waiting) == 0 {
+		if !wellKnown(h.channel) && len(ch.waiting) == 0 {
 			delete(c.channels, h.channel)
 		}
 		return tell, nil
@@ -130,13 +130,16 @@ func (c *Conn) unknown(id uint32) error {
 	return c.checkAnswers()
 }
 
+// wellKnown says whether a channel is there from the start and for good.
+func wellKnown(id uint32) bool {
+	return id == controlChannel || id == recallsChannel || id == filesChannel
+}
+
 // known says whether the channel exists or existed; c.mu is held.
 func (c *Conn) known(id uint32) bool {
 	switch {
-	case id == controlChannel, id == filesChannel:
+	case wellKnown(id):
 		return true
-	case id == 1:
-		return false
 	case id%2 == c.nextOwn%2:
 		return id < c.nextOwn
 	}

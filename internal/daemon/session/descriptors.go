@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -92,9 +93,12 @@ func (j *job) regular(d *rer.Description, flags int) (launch.FD, error) {
 	if d.File != 0 {
 		writes := flags&unix.O_ACCMODE != unix.O_RDONLY
 		appends := flags&unix.O_APPEND != 0
-		fd.Path = []byte(j.view.tree.Adopt(p.mount, p.node, fsproto.FH(d.File),
+		fd.Else = []byte(j.view.tree.Adopt(p.mount, p.node, fsproto.FH(d.File),
 			fsview.Adoption{Append: appends, Stream: writes && !appends, Offset: d.Offset}))
-		fd.Ino, fd.Else = 0, nil
+		fd.Mark = fsview.AdoptMark
+		if bytes.Equal(p.path, p.other) { // it has no name that shows it
+			fd.Path, fd.Ino, fd.Else, fd.Mark = fd.Else, 0, nil, 0
+		}
 	}
 	return fd, nil
 }

@@ -86,6 +86,7 @@ func newHome(t *testing.T, cfg Config) *home {
 	h.conn = transport.New(here, true, transport.Options{})
 	h.control, _ = h.conn.Channel(rer.ControlChannel)
 	files, _ := h.conn.Channel(rer.FilesChannel)
+	recalls, _ := h.conn.Channel(rer.RecallsChannel)
 	var err error
 	if h.origin, err = origin.New(origin.Options{}); err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func newHome(t *testing.T, cfg Config) *home {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = fsproto.Serve(files, h.origin, fsproto.ServeOptions{BeforeReply: h.origin.Settle})
+		_ = fsproto.Serve(files, h.origin, fsproto.ServeOptions{BeforeReply: h.origin.Settle, Recalls: recalls})
 	}()
 	t.Cleanup(func() {
 		h.conn.Close()

@@ -27,9 +27,10 @@ type job struct {
 	come   sync.Cond
 	queue  []launch.Event
 	over   bool // no more events come
-	live   bool // it runs: signals go straight to it
+	live   bool // it runs
 	killed bool
-	signal []*rer.Signal // that came before it ran
+	signal []*rer.Signal // that wait to be delivered
+	busy   bool          // somebody delivers them
 }
 
 // launch begins to run a request, unless it was seen before.
@@ -242,43 +243,56 @@ func launchOne(in *launch.Init, spec *launch.Job, files []*os.File, c command) (
 	return launched, failure, err
 }
 
-// goLive delivers the signals that waited.
+// goLive begins to deliver signals.
 func (j *job) goLive() {
-	for {
-		j.mu.Lock()
-		waiting := j.signal
-		j.signal = nil
-		if len(waiting) == 0 {
-			j.live = true
-			killed := j.killed
-			j.mu.Unlock()
-			if killed {
-				j.s.init.Kill(j.request.ID)
-			}
-			return
-		}
-		j.mu.Unlock()
-		for _, m := range waiting {
-			j.deliver(m)
-		}
+	j.mu.Lock()
+	j.live = true
+	killed := j.killed
+	j.mu.Unlock()
+	if killed {
+		j.s.init.Kill(j.request.ID)
 	}
+	j.deliverAll()
 }
 
-// signal hands a signal of home's to a job.
+// deliverAll delivers the signals that wait, one after the other, unless
+// somebody else does.
+func (j *job) deliverAll() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.busy {
+		return
+	}
+	j.busy = true
+	for len(j.signal) > 0 {
+		m := j.signal[0]
+		j.signal = j.signal[1:]
+		j.mu.Unlock()
+		j.s.settle()
+		j.deliver(m)
+		j.mu.Lock()
+	}
+	j.busy = false
+}
+
+// maxSignals bounds the signals that wait for one job.
+const maxSignals = 4096
+
+// signal hands a signal of home's to a job. It does not wait: other jobs'
+// messages follow.
 func (s *Session) signal(m *rer.Signal) {
 	j := s.find(m.ID)
 	if j == nil {
 		return // it has ended: the signal comes too late, as it can locally
 	}
 	j.mu.Lock()
-	live := j.live
-	if !live {
+	if len(j.signal) < maxSignals {
 		j.signal = append(j.signal, m)
 	}
+	begin := j.live && !j.busy
 	j.mu.Unlock()
-	if live {
-		s.settle()
-		j.deliver(m)
+	if begin {
+		go j.deliverAll()
 	}
 }
 

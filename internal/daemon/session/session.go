@@ -67,8 +67,8 @@ type Session struct {
 	cfg     Config
 	conn    *transport.Conn
 	control *transport.Channel
-	inbox   *filesChannel
 	files   *fsproto.Client
+	recalls *recalls
 	home    *rer.Hello
 
 	started chan struct{} // closed when init and initErr are set
@@ -96,7 +96,6 @@ func Serve(ctx context.Context, rw io.ReadWriteCloser, cfg Config) error {
 	err := s.greet()
 	if err == nil {
 		go s.startInit()
-		s.files.SetRecall(s.recall)
 		err = s.receive()
 		s.end()
 	}
@@ -123,11 +122,13 @@ func newSession(rw io.ReadWriteCloser, cfg Config) *Session {
 		views: make(map[string]*view), streams: make(map[streamKey]*stream),
 		terminals: make(map[launch.TerminalKey]*terminalSlot),
 	}
-	// Both channels are there from the start.
+	// These channels are there from the start.
 	s.control, _ = s.conn.Channel(rer.ControlChannel)
 	files, _ := s.conn.Channel(rer.FilesChannel)
-	s.inbox = newFilesChannel(files, func() { s.conn.Close() })
-	s.files = fsproto.NewClient(s.inbox)
+	recalls, _ := s.conn.Channel(rer.RecallsChannel)
+	s.files = fsproto.NewClient(files)
+	s.files.SetRecall(s.recall)
+	s.recalls = newRecalls(recalls, s.files.Recalled, func() { s.conn.Close() })
 	return s
 }
 
@@ -255,21 +256,6 @@ func (s *Session) privileged() bool { return os.Geteuid() == 0 }
 func (s *Session) waitInit() (*launch.Init, error) {
 	<-s.started
 	return s.init, s.initErr
-}
-
-// settle returns when all recalls that came so far are in force.
-func (s *Session) settle() {
-	s.inbox.settle()
-	for _, tree := range s.trees() {
-		tree.Settle()
-	}
-}
-
-// recall hands recalls of home's on to every view.
-func (s *Session) recall(list []fsproto.Recall) {
-	for _, tree := range s.trees() {
-		tree.Recall(s.files, list)
-	}
 }
 
 // trees are the views that there are.

@@ -160,6 +160,7 @@ func (s *stream) receive() {
 			}
 		case 'e':
 			if s.in != nil {
+				s.settle()
 				s.in.end()
 			}
 		case 'h':

@@ -26,7 +26,8 @@ type view struct {
 	ready chan struct{} // closed when the rest is set
 	err   error
 	id    launch.View
-	tree  *fsview.View // set earlier than ready is closed, under Session.mu: recalls may come
+	tree  *fsview.View     // set earlier than ready is closed, under Session.mu: recalls may come
+	early []fsproto.Recall // that came before tree was set; Session.mu
 	list  []fsMount
 	close []func()
 }
@@ -113,7 +114,10 @@ func (s *Session) build(in *launch.Init, v *view) error {
 	v.close = append(v.close, func() { tree.Close() })
 	s.mu.Lock()
 	v.tree = tree
+	early := v.early
+	v.early = nil
 	s.mu.Unlock()
+	tree.Recall(s.files, early)
 	v.id, err = in.BuildView(spec, tree.Serve)
 	return err
 }
