@@ -38,8 +38,8 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 		out.Fh = t.handles.add(&handle{node: n})
 		return fuse.OK
 	}
-	if n.use != nil && n.use.take() {
-		t.openAdopted(n, in.Flags, out)
+	if a := t.adopted(n, in.Flags); a != nil {
+		t.openAdopted(n, a, in.Flags, out)
 		return fuse.OK
 	}
 	if n.use == nil && shareable(in.Flags) {
@@ -61,6 +61,17 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 // set-id bits. The kernel marks all of a job's, whose CAP_FSETID is its own
 // user namespace's only; home's root keeps them.
 func killsSuid(h *fuse.InHeader, marked bool) bool { return marked && h.Uid != 0 }
+
+// adopted says whether an open is for a handle of home's own.
+func (t *tree) adopted(n *node, flags uint32) *adopted {
+	switch {
+	case n.use != nil && n.use.take():
+		return n.use
+	case n.use == nil && flags&AdoptMark == AdoptMark:
+		return t.view.adopt.marked(t.index, n.org)
+	}
+	return nil
+}
 
 // killSuid drops set-id bits of a file truncated by someone who may not keep
 // them, where home's kernel did not.

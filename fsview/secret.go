@@ -37,12 +37,19 @@ type Adoption struct {
 }
 
 // Adopt returns a path whose first open is fh of home's own; opens of what
-// that gave (by /proc/self/fd) are new ones.
+// that gave (by /proc/self/fd) are new ones. An open of the node itself, by
+// any name, with [AdoptMark] in its flags is as good, and leaves the file with
+// that name.
 func (v *View) Adopt(mount int, n fsproto.Node, fh fsproto.FH, a Adoption) string {
 	name := v.adopt.add(&adopted{mount: mount, org: n, fh: fh, Adoption: a, pos: a.Offset,
 		writing: make(chan struct{}, 1), origin: v.trees[mount].origin})
 	return path.Join(v.cfg.Mounts[mount].Path, v.secret, name)
 }
+
+// AdoptMark are the flags of open(2) by which init asks for an adopted handle:
+// two that fcntl(2) can take off again and that nobody gives together.
+// Whoever did would only get what he may open anyway.
+const AdoptMark = unix.O_NONBLOCK | unix.O_DIRECT
 
 // adoptions are handles by name.
 type adoptions struct {
@@ -55,6 +62,7 @@ type adoptions struct {
 type adopted struct {
 	Adoption
 	name   string
+	number uint64
 	mount  int
 	org    fsproto.Node
 	fh     fsproto.FH
@@ -76,6 +84,7 @@ func (as *adoptions) add(a *adopted) string {
 		as.all = make(map[string]*adopted)
 	}
 	as.last++
+	a.number = as.last
 	a.name = "a" + strconv.FormatUint(as.last, 10)
 	as.all[a.name] = a
 	return a.name
@@ -88,6 +97,23 @@ func (as *adoptions) get(name string, mount int) *adopted {
 		return a
 	}
 	return nil
+}
+
+// marked takes the oldest handle that waits for an open of a node.
+func (as *adoptions) marked(mount int, n fsproto.Node) *adopted {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	var first *adopted
+	for _, a := range as.all {
+		if a.mount == mount && a.org == n && !a.isTaken() && (first == nil || a.number < first.number) {
+			first = a
+		}
+	}
+	if first == nil || !first.take() {
+		return nil
+	}
+	delete(as.all, first.name)
+	return first
 }
 
 // drop forgets an adoption whose alias the kernel has forgotten. One that was
@@ -131,6 +157,12 @@ func (a *adopted) take() bool {
 	return first
 }
 
+func (a *adopted) isTaken() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.taken
+}
+
 func (a *adopted) released() {
 	a.mu.Lock()
 	gone := a.gone
@@ -169,8 +201,8 @@ func (a *adopted) write(ctx context.Context, o fsproto.Origin, w *fsproto.WriteI
 
 // openAdopted hands home's handle to the kernel. Writes go past the page
 // cache: their offsets and sizes must be the caller's.
-func (t *tree) openAdopted(n *node, flags uint32, out *fuse.OpenOut) {
-	out.Fh = t.handles.add(&handle{fh: n.use.fh, node: n, use: n.use})
+func (t *tree) openAdopted(n *node, a *adopted, flags uint32, out *fuse.OpenOut) {
+	out.Fh = t.handles.add(&handle{fh: a.fh, node: n, use: a})
 	if writes(flags) {
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO
 	}

@@ -95,6 +95,9 @@ type FD struct {
 	// Else (absolute) is opened.
 	Ino  uint64
 	Else []byte
+	// Mark are flags of open(2) that are given for Path and taken off the
+	// description again by F_SETFL; 0: none. Else is opened without it.
+	Mark int
 	// Keep has init report the file position when the job stops and ends.
 	Keep bool
 }

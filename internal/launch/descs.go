@@ -152,18 +152,29 @@ const makesFiles = unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC | unix.O_TMPFILE&^u
 
 func openInode(f *FD) (int, error) {
 	flags := f.Flags&^makesFiles | unix.O_CLOEXEC | unix.O_NOCTTY
-	fd, err := openRetry(string(f.Path), flags)
+	fd, err := openRetry(string(f.Path), flags|f.Mark)
 	if len(f.Else) == 0 {
 		return fd, err
 	}
 	if err == nil {
 		var st unix.Stat_t
 		if f.Ino == 0 || unix.Fstat(fd, &st) == nil && st.Ino == f.Ino {
-			return fd, nil
+			return unmark(fd, f)
 		}
 		unix.Close(fd)
 	}
 	return openRetry(string(f.Else), flags)
+}
+
+func unmark(fd int, f *FD) (int, error) {
+	if f.Mark == 0 {
+		return fd, nil
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, f.Flags); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 func openRetry(path string, flags int) (int, error) {
