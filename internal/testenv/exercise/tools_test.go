@@ -129,8 +129,7 @@ const show = `
 import os, hashlib, stat, sys
 seen = {}
 def walk(dir, path):
-    names = sorted(os.listdir(dir))
-    for name in names:
+    for name in sorted(map(os.fsencode, os.listdir(dir))):
         st = os.lstat(name, dir_fd=dir)
         link = seen.setdefault(st.st_ino, len(seen))
         line = [path + b'/' + name, oct(st.st_mode), st.st_nlink, st.st_uid, st.st_gid, st.st_mtime_ns, link]
