@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"rexec/agent/homeproto"
@@ -206,6 +208,51 @@ func TestHomeDies(t *testing.T) {
 	r.send(started())
 	r.conn.Close()
 	r.ends("exit status 255", "rexec: the home process died\n")
+}
+
+// TestHomeDiesWithTerminal: a home that was killed could not give the terminal
+// its settings back; settings that it had given back stay.
+func TestHomeDiesWithTerminal(t *testing.T) {
+	for _, raw := range []bool{true, false} {
+		master, slave, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer master.Close()
+		defer slave.Close()
+		before, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, Options{}, func(cmd *exec.Cmd) {
+			cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `"$0"; echo ended $?; read x`, probe}
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+			cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+		})
+		r.send(started())
+		set, want := *before, *before
+		set.Lflag &^= unix.ECHO
+		if raw {
+			set.Lflag &^= unix.ICANON | unix.ISIG | unix.IEXTEN
+		} else {
+			want = set
+		}
+		if err := unix.IoctlSetTermios(int(slave.Fd()), unix.TCSETS, &set); err != nil {
+			t.Fatal(err)
+		}
+		r.conn.Close()
+		said := bufio.NewReader(master)
+		for line := ""; !strings.HasPrefix(line, "ended 255"); {
+			if line, err = said.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if now, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS); err != nil || *now != want {
+			t.Errorf("raw %v: settings %+v, %v", raw, now, err)
+		}
+		master.Close()
+		_ = r.cmd.Wait()
+	}
 }
 
 func TestLostLater(t *testing.T) {

@@ -110,6 +110,9 @@ func watchAnswers(conn *homeproto.Conn, to chan<- answer, over <-chan struct{}) 
 }
 
 func (t *talk) homeGone(err error) error {
+	if err := t.captured.Unraw(); err != nil {
+		t.verbose("%v", err)
+	}
 	text := "the home process died"
 	if err != io.EOF {
 		text = err.Error()

@@ -34,6 +34,10 @@ type Captured struct {
 	Tty       *os.File   // the controlling terminal; nil where there is none
 	Files     []*os.File // one for each of Request.Descriptions, in order
 
+	// Settings are the controlling terminal's, with what Request.Terminal has no
+	// room for; nil where there is none.
+	Settings *unix.Termios
+
 	Notes []string // what could not be found out, a line each
 }
 

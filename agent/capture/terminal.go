@@ -43,6 +43,7 @@ func (c *Captured) terminal() error {
 	}
 	t.Dev = kernelDev(uint32(dev))
 	t.Path = terminalPath(t.Dev)
+	c.Settings = termios
 	c.Request.Terminal, c.Tty = t, os.NewFile(uintptr(fd), "/dev/tty")
 	return nil
 }
@@ -51,6 +52,31 @@ func (c *Captured) terminal() error {
 // into a stat(2) device number.
 func kernelDev(d uint32) uint64 {
 	return unix.Mkdev((d&0xfff00)>>8, d&0xff|(d>>12)&0xfff00)
+}
+
+// Unraw gives the controlling terminal the settings that it had at the capture,
+// where somebody has left its input raw since and this process's group is in
+// the foreground. It is for when home, which would do that, is dead. What a
+// command has set is lost then: home alone knew.
+func (c *Captured) Unraw() error {
+	if c.Settings == nil {
+		return nil
+	}
+	fd, err := unix.Open("/dev/tty", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	defer unix.Close(fd)
+	// From the background it would stop this process.
+	if group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP); err != nil || group != unix.Getpgrp() {
+		return err
+	}
+	const cooked = unix.ICANON | unix.ISIG | unix.ECHO | unix.IEXTEN
+	now, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil || now.Lflag&cooked != 0 {
+		return err
+	}
+	return unix.IoctlSetTermios(fd, unix.TCSETS, c.Settings)
 }
 
 // terminalPath finds the name of a terminal by its device number, or nil.
