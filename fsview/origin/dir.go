@@ -11,7 +11,7 @@ import (
 )
 
 func (o *Origin) Opendir(ctx context.Context, id fsproto.Node) (opened fsproto.Opened, err error) {
-	n, err := o.hold(id)
+	n, err := o.enter(id)
 	if err != nil {
 		return opened, err
 	}

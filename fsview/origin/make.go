@@ -13,7 +13,7 @@ func (o *Origin) within(parent fsproto.Node, name string, f func(p *node) error)
 	if err := fsproto.CheckName(name); err != nil {
 		return err
 	}
-	p, err := o.hold(parent)
+	p, err := o.enter(parent)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (o *Origin) created(fd int, flags uint32, parent *node, name string) (c fsp
 }
 
 func (o *Origin) Tmpfile(ctx context.Context, in *fsproto.MakeIn) (c fsproto.Created, err error) {
-	p, err := o.hold(in.Parent)
+	p, err := o.enter(in.Parent)
 	if err != nil {
 		return c, err
 	}

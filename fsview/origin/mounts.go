@@ -22,6 +22,25 @@ var kernelBound = map[string]bool{
 	"efivarfs": true, "nsfs": true, "rpc_pipefs": true, "selinuxfs": true, "smackfs": true, "resctrl": true,
 }
 
+// boundMagic are those of them that statfs(2) can tell.
+var boundMagic = map[int64]bool{
+	unix.PROC_SUPER_MAGIC: true, unix.SYSFS_MAGIC: true, unix.DEVPTS_SUPER_MAGIC: true,
+	unix.CGROUP_SUPER_MAGIC: true, unix.CGROUP2_SUPER_MAGIC: true, unix.DEBUGFS_MAGIC: true,
+	unix.TRACEFS_MAGIC: true, unix.SECURITYFS_MAGIC: true, unix.PSTOREFS_MAGIC: true,
+	unix.BPF_FS_MAGIC: true, unix.NSFS_MAGIC: true, unix.HUGETLBFS_MAGIC: true, unix.BINFMTFS_MAGIC: true,
+	unix.EFIVARFS_MAGIC: true, unix.SELINUX_MAGIC: true, unix.SMACK_MAGIC: true,
+}
+
+// isBound says whether an object lies on a file system bound to the kernel.
+// It asks only where parent, which may be nil, lies on another mount.
+func isBound(fd int, st *unix.Statx_t, parent *node) bool {
+	if parent != nil && parent.key.mnt == st.Mnt_id {
+		return parent.bound
+	}
+	var fs unix.Statfs_t
+	return unix.Fstatfs(fd, &fs) == nil && boundMagic[int64(fs.Type)]
+}
+
 // kernelPlaces are directories below which everything is kernel-bound.
 var kernelPlaces = []string{"/proc", "/sys", "/dev"}
 

@@ -31,6 +31,7 @@ type node struct {
 	ident ident
 	gen   uint32
 	fmt   uint32 // S_IFMT bits
+	bound bool   // on a file system that is bound to the kernel
 
 	fd     int           // O_PATH; -1 where given up
 	elem   *list.Element // in Origin.idle while fd is not -1
@@ -107,6 +108,18 @@ func (o *Origin) hold(id fsproto.Node) (*node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// enter holds a directory, to look into it or to make something there. What is
+// bound to the kernel is closed: below /proc lie the memory, descriptors and
+// roots of this user's processes, this one among them.
+func (o *Origin) enter(id fsproto.Node) (*node, error) {
+	n, err := o.hold(id)
+	if err == nil && n.bound {
+		o.drop(n)
+		return nil, unix.EACCES
+	}
+	return n, err
 }
 
 // use adds a user to n, with mu held; mu is released while n's descriptor is
@@ -201,6 +214,7 @@ func (o *Origin) intern(fd int, parent *node, name string) (*node, *unix.Statx_t
 	}
 	id, gen := identOf(fd, st)
 	k := keyOf(st)
+	bound := isBound(fd, st, parent)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
@@ -216,7 +230,7 @@ func (o *Origin) intern(fd int, parent *node, name string) (*node, *unix.Statx_t
 		o.attach(n, fd)
 	default: // new, or the inode number was used again
 		o.lastNode++
-		n = &node{id: o.lastNode, key: k, ident: id, gen: gen, fmt: uint32(st.Mode) & unix.S_IFMT, fd: -1}
+		n = &node{id: o.lastNode, key: k, ident: id, gen: gen, fmt: uint32(st.Mode) & unix.S_IFMT, bound: bound, fd: -1}
 		o.nodes[n.id], o.byKey[k] = n, n
 		o.evicted++ // until attach
 		o.attach(n, fd)
@@ -247,7 +261,7 @@ func (o *Origin) Lookup(ctx context.Context, parent fsproto.Node, name string) (
 	if err := fsproto.CheckName(name); err != nil {
 		return fsproto.Entry{}, err
 	}
-	p, err := o.hold(parent)
+	p, err := o.enter(parent)
 	if err != nil {
 		return fsproto.Entry{}, err
 	}
