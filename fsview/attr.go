@@ -32,20 +32,64 @@ func stampOf(a *fsproto.Attr) stamp { return stamp{a.Size, a.Mtime, a.Ctime} }
 
 // memory is what a mount remembers of a node.
 type memory struct {
-	mu     sync.Mutex
-	attr   fsproto.Attr // last heard
-	opened stamp        // at the last open: what the page cache began with
-	warm   bool         // opened is set
-	locked bool         // a record lock was asked for
-	shared *shared      // an open file that further opens for reading share
+	mu       sync.Mutex
+	attr     fsproto.Attr // last heard
+	sureAttr bool         // attr is true until recalled
+	read     bool         // opened since attr was heard: atime may be another
+	opened   stamp        // at the last open: what the page cache began with
+	warm     bool         // opened is set
+	locked   bool         // a record lock was asked for
+	shared   *shared      // an open file that further opens for reading share
 
 	writers atomic.Int32 // handles that can write
 }
 
 func (m *memory) learn(a *fsproto.Attr) {
 	m.mu.Lock()
-	m.attr = *a
+	m.attr, m.sureAttr, m.read = *a, false, false
 	m.mu.Unlock()
+}
+
+// believe learns attributes that came with a lease, and returns what is left
+// of it. A recall after this finds them.
+func (t *tree) believe(unique uint64, n *node, a *fsproto.Attr, l fsproto.Lease, about subject) fsproto.Lease {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l = t.flights.grant(unique, l, about)
+	n.attr, n.sureAttr, n.read = *a, l&fsproto.LeaseAttr != 0, false
+	return l
+}
+
+// doubt ends the trust in what is remembered.
+func (m *memory) doubt() {
+	m.mu.Lock()
+	m.sureAttr = false
+	m.mu.Unlock()
+}
+
+// noteRead says that home's time of access may change.
+func (m *memory) noteRead() {
+	m.mu.Lock()
+	m.read = true
+	m.mu.Unlock()
+}
+
+// sure gives the attributes if home would say the same.
+func (m *memory) sure() (fsproto.Attr, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.attr, m.sureAttr && !(m.read && atimeMoves(&m.attr))
+}
+
+// atimeMoves says whether a read changes the time of access of a file system
+// mounted relatime, mount(8).
+func atimeMoves(a *fsproto.Attr) bool {
+	const day = 24 * 3600
+	return !later(a.Atime, a.Mtime) || !later(a.Atime, a.Ctime) || time.Now().Unix()-a.Atime.Sec >= day
+}
+
+func later(a, b fsproto.Time) bool {
+	return a.Sec > b.Sec || a.Sec == b.Sec && a.Nsec > b.Nsec
 }
 
 func (m *memory) last() fsproto.Attr {
@@ -58,7 +102,10 @@ func (m *memory) last() fsproto.Attr {
 func (m *memory) keep(a *fsproto.Attr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.attr = *a
+	if !m.sureAttr {
+		m.attr = *a
+	}
+	m.read = true
 	now := stampOf(a)
 	same := m.warm && m.opened == now
 	m.opened, m.warm = now, true

@@ -41,6 +41,7 @@ func (t *tree) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOu
 			return t.status(err)
 		}
 		h.fh = op.FH
+		n.noteRead()
 	}
 	out.Fh = t.handles.add(h)
 	return fuse.OK

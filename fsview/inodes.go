@@ -20,21 +20,26 @@ func (t *tree) attributes(cancel <-chan struct{}, h *fuse.InHeader, file uint64)
 	if n.org == 0 {
 		return n.last(), fsproto.LeaseAttr, fuse.OK
 	}
+	if a, ok := n.sure(); ok {
+		if l := t.flights.grant(h.Unique, fsproto.LeaseAttr, subject{node: n.org}); l != 0 {
+			return a, l, fuse.OK
+		}
+	}
 	r, err := t.origin.Getattr(request{cancel}, n.org, t.handles.fh(file))
 	if err != nil {
 		return fsproto.Attr{}, 0, t.status(err)
 	}
-	n.learn(&r.Attr)
-	return r.Attr, t.grant(h.Unique, n, r.Lease), fuse.OK
+	return r.Attr, t.grant(h.Unique, n, &r), fuse.OK
 }
 
-// grant says what is left of a lease of a node's attributes. An alias has
-// none: a recall finds only the node that it stands for.
-func (t *tree) grant(unique uint64, n *node, l fsproto.Lease) fsproto.Lease {
+// grant learns a node's attributes and says what is left of their lease. An
+// alias has none: a recall finds only the node that it stands for.
+func (t *tree) grant(unique uint64, n *node, r *fsproto.AttrReply) fsproto.Lease {
 	if n.use != nil {
+		n.learn(&r.Attr)
 		return 0
 	}
-	return t.flights.grant(unique, l, subject{node: n.org})
+	return t.believe(unique, n, &r.Attr, r.Lease, subject{node: n.org})
 }
 
 // GetAttr answers stat(2).
@@ -127,8 +132,7 @@ func (t *tree) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Att
 	if err != nil {
 		return t.status(err)
 	}
-	n.learn(&r.Attr)
-	t.showAttr(out, &r.Attr, t.grant(in.Unique, n, r.Lease))
+	t.showAttr(out, &r.Attr, t.grant(in.Unique, n, &r))
 	return fuse.OK
 }
 

@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -353,5 +355,51 @@ func TestWritesDropCapability(t *testing.T) {
 		if n, err := unix.Getxattr(path, name, make([]byte, 64)); err != unix.ENODATA {
 			t.Errorf("%s: got %d bytes of capability, %v, want %v", path, n, err, unix.ENODATA)
 		}
+	}
+}
+
+// TestReadsLeaveAttributes: the kernel doubts the time of access of what was
+// read; home is not asked where it cannot have changed, and is where it can.
+func TestReadsLeaveAttributes(t *testing.T) {
+	home := tmpfs(t)
+	const files = 20
+	long := time.Now().Add(time.Hour) // later than ctime will be
+	for i := range files {
+		name := filepath.Join(home, fmt.Sprint(i))
+		if err := os.WriteFile(name, []byte("content"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(name, long, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(home, "new"), []byte("content"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := mountLeased(t, home)
+	readAndLook := func(name string) os.FileInfo {
+		if _, err := os.ReadFile(l.path(name)); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(l.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	for i := range files {
+		readAndLook(fmt.Sprint(i))
+	}
+	if n := l.client.Counts()["getattr"]; n > files/2 {
+		t.Errorf("%d files were read and looked at, home was asked for attributes %d times", files, n)
+	}
+	atime := func(st os.FileInfo) unix.Timespec { return unix.Timespec(st.Sys().(*syscall.Stat_t).Atim) }
+	there := atime(readAndLook("new"))
+	st, err := os.Stat(filepath.Join(home, "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if here := atime(st); there != here {
+		t.Errorf("after a read the time of access is %v there and %v at home", there, here)
 	}
 }

@@ -62,8 +62,8 @@ func (t *tree) entered(unique uint64, e *fsproto.Entry, p *pin, out *fuse.EntryO
 
 // enteredAs is entered where the name is known.
 func (t *tree) enteredAs(unique uint64, about subject, e *fsproto.Entry, p *pin, out *fuse.EntryOut) {
-	lease := t.flights.grant(unique, e.Lease, about)
 	if e.Node == 0 { // a name that leads to nothing
+		lease := t.flights.grant(unique, e.Lease, about)
 		*out = fuse.EntryOut{}
 		if lease&fsproto.LeaseEntry != 0 {
 			out.EntryValid = forever
@@ -71,8 +71,7 @@ func (t *tree) enteredAs(unique uint64, about subject, e *fsproto.Entry, p *pin,
 		return
 	}
 	n := t.nodes.enter(e.Node, p)
-	n.learn(&e.Attr)
-	t.showEntry(out, n, &e.Attr, lease)
+	t.showEntry(out, n, &e.Attr, t.believe(unique, n, &e.Attr, e.Lease, about))
 }
 
 // room says whether name may be made in the directory.

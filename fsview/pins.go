@@ -133,7 +133,7 @@ func (t *tree) bindOne(ctx context.Context, parent, k *pin) error {
 		if err == nil && e.Node != 0 {
 			if isDir(e.Attr.Mode) == k.dir && (k.dir || isRegular(e.Attr.Mode)) {
 				k.node = t.nodes.addPinned(0, e.Node, k)
-				k.node.learn(&e.Attr)
+				t.believe(preparing, k.node, &e.Attr, e.Lease, subject{node: e.Node})
 				return nil
 			}
 			t.origin.Forget([]fsproto.Forgotten{{Node: e.Node, N: 1}})

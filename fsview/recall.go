@@ -105,13 +105,15 @@ func (t *tree) invalidate(list []fsproto.Recall) {
 	}
 }
 
-// recallShares has the next open of a file asked of home again.
-func (t *tree) recallShares(list []fsproto.Recall) {
+// forgetRecalled has the next open of a file, and the next look at its
+// attributes, asked of home again.
+func (t *tree) forgetRecalled(list []fsproto.Recall) {
 	for _, r := range list {
 		if r.What == 0 {
 			continue
 		}
 		for _, n := range t.nodes.known(r.Node) {
+			n.doubt()
 			t.unshare(n)
 		}
 	}

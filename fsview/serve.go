@@ -103,7 +103,7 @@ func (v *View) Recall(origin fsproto.Origin, list []fsproto.Recall) {
 			continue
 		}
 		wait := t.flights.recall(list)
-		t.recallShares(list)
+		t.forgetRecalled(list)
 		if len(list) <= fewRecalls {
 			t.expireAttributes(list)
 		}

@@ -43,14 +43,21 @@ func newTree(v *View, index int, m Mount) *tree {
 	}
 }
 
-// prepare makes the root and the pinned nodes.
+// preparing is the number of what prepare does among the requests under way:
+// the kernel's are even.
+const preparing = 1
+
+// prepare makes the root and the pinned nodes. Recalls that come meanwhile are
+// the caller's to pass on.
 func (t *tree) prepare(ctx context.Context) error {
 	t.pins.node = t.nodes.addPinned(rootID, t.mount.Root, t.pins)
 	r, err := t.origin.Getattr(ctx, t.mount.Root, 0)
 	if err != nil {
 		return err
 	}
-	t.pins.node.learn(&r.Attr)
+	t.flights.add(preparing)
+	defer t.flights.done(preparing)
+	t.believe(preparing, t.pins.node, &r.Attr, r.Lease, subject{node: t.mount.Root})
 	return t.bind(ctx, t.pins)
 }
 
