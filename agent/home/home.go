@@ -63,12 +63,13 @@ type Origin interface {
 
 // Home serves agents.
 type Home struct {
-	opt    Options
-	poller *pump.Poller
-	ctx    context.Context
-	cancel context.CancelFunc
-	conns  sync.WaitGroup // of ServeConn
-	alive  sync.WaitGroup // of sessions, forgotten ones too
+	opt     Options
+	poller  *pump.Poller
+	ctx     context.Context
+	cancel  context.CancelFunc
+	conns   sync.WaitGroup // of ServeConn
+	holders holders
+	alive   sync.WaitGroup // of sessions, forgotten ones too
 
 	mu       sync.Mutex
 	sessions map[string]*session

@@ -184,7 +184,7 @@ func (j *job) paced(d *rer.Description, fd int) bool {
 	case d.Flags&unix.O_ACCMODE == unix.O_WRONLY:
 		return false
 	case d.Kind == rer.KindPipe, d.Kind == rer.KindSocket && d.SockTyp == unix.SOCK_STREAM:
-		return otherReader(fd, j.req.Pid)
+		return j.home.holders.otherReader(fd, j.req.Pid)
 	}
 	return false
 }
