@@ -205,8 +205,32 @@ func (t *tree) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string
 	return t.status(t.origin.Removexattr(request{cancel}, &fsproto.XattrIn{Node: n.org, Name: name}))
 }
 
-// Ioctl answers FS_IOC_GETFLAGS and FS_IOC_SETFLAGS (chattr(1), lsattr(1));
-// ENOTTY to all others.
+// fsGetXattr is FS_IOC_FSGETXATTR, whose struct fsxattr has its flags, of
+// another kind, in front. The kernel asks it before it passes FS_IOC_SETFLAGS.
+const fsGetXattr = 0x801c581f
+
+// extendedFlags are the file flags (FS_x_FL of linux/fs.h) that
+// FS_IOC_FSGETXATTR has too (FS_XFLAG_x).
+var extendedFlags = []struct{ flag, extended uint32 }{
+	{0x8, 0x20},         // SYNC
+	{0x10, 0x8},         // IMMUTABLE
+	{0x20, 0x10},        // APPEND
+	{0x40, 0x80},        // NODUMP
+	{0x80, 0x40},        // NOATIME
+	{0x20000000, 0x200}, // PROJINHERIT
+}
+
+func extended(flags uint32) (x uint32) {
+	for _, f := range extendedFlags {
+		if flags&f.flag != 0 {
+			x |= f.extended
+		}
+	}
+	return x
+}
+
+// Ioctl answers FS_IOC_GETFLAGS, FS_IOC_SETFLAGS (chattr(1), lsattr(1)) and,
+// without a project, FS_IOC_FSGETXATTR; ENOTTY to all others.
 func (t *tree) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, arg []byte, out *fuse.IoctlOut, result []byte) fuse.Status {
 	notTTY := fuse.Status(syscall.ENOTTY)
 	n, st := t.begin(in.NodeId)
@@ -221,6 +245,11 @@ func (t *tree) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, arg []byte, out *
 		flags, err := t.origin.Getflags(request{cancel}, n.org)
 		clear(result)
 		binary.NativeEndian.PutUint32(result, flags)
+		return t.status(err)
+	case in.Cmd == fsGetXattr && len(result) >= 4:
+		flags, err := t.origin.Getflags(request{cancel}, n.org)
+		clear(result)
+		binary.NativeEndian.PutUint32(result, extended(flags))
 		return t.status(err)
 	case in.Cmd == unix.FS_IOC_SETFLAGS && len(arg) >= 4:
 		if t.mount.ReadOnly {
