@@ -38,6 +38,7 @@ type leases struct {
 	mounts  int        // /proc/self/mountinfo, to poll
 	max     int        // watches
 	names   int        // promised in all directories
+	kept    int        // files of watches
 	watches map[int32]*watch
 	nodes   map[fsproto.Node]*leased
 	local   map[uint64]bool // by mount: whether only this kernel changes it
@@ -54,10 +55,16 @@ type watch struct {
 
 	// A probe opens the file, which other users' homes that lease it see, and
 	// probe in turn. So that this ends, only a few opens are looked into in
-	// any calm; after that the lease ends, and is not given before the next.
+	// any calm. A file that is opened more often (/etc/ld.so.cache by every
+	// program) is kept open, so that a look needs no open; where too many are,
+	// the lease ends and is not given before the next calm.
 	since time.Time
 	looks int
+	file  *os.File // open for reading, or nil
 }
+
+// maxKept bounds the files kept open.
+const maxKept = 256
 
 const (
 	calm     = time.Second
@@ -76,7 +83,7 @@ func (w *watch) restless() bool {
 
 // resting says whether a lease of the file ended for want of calm just now.
 func (w *watch) resting() bool {
-	return w.looks > maxLooks && time.Since(w.since) <= calm
+	return w.file == nil && w.looks > maxLooks && time.Since(w.since) <= calm
 }
 
 // leased is what is promised of one node.
@@ -152,6 +159,11 @@ func (l *leases) close() {
 	defer l.turn.Unlock()
 	unix.Close(l.mounts)
 	l.mounts = -1 // which poll(2) passes over
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.watches {
+		l.unwatch(w)
+	}
 }
 
 // follow sends recalls when nothing else is sent.
@@ -307,7 +319,7 @@ func (l *leases) take(e event, list []fsproto.Recall) []fsproto.Recall {
 		}
 	}
 	if e.mask&unix.IN_IGNORED != 0 {
-		delete(l.watches, e.wd)
+		l.unwatch(w)
 	}
 	return list
 }
@@ -357,12 +369,43 @@ func (l *leases) written(wd int32) bool {
 	if w == nil {
 		return false
 	}
-	if w.restless() {
+	if w.restless() && !l.keep(w, n.fd) {
 		_, _ = unix.InotifyAddWatch(l.fd, fdPath(n.fd), fileMask) // opens are of no interest now
 		return true
 	}
-	w.busy = !l.probe(n.fd, &st)
+	w.busy = !l.probe(w, n.fd, &st)
 	return w.busy
+}
+
+// keep opens a restless file for good; mu is held.
+func (l *leases) keep(w *watch, fd int) bool {
+	if w.file != nil {
+		return true
+	}
+	if l.kept >= maxKept {
+		return false
+	}
+	file, err := unix.Open(fdPath(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	w.file = os.NewFile(uintptr(file), "kept")
+	l.kept++
+	return true
+}
+
+// unwatch forgets a watch that has ended; mu is held.
+func (l *leases) unwatch(w *watch) {
+	delete(l.watches, w.wd)
+	l.letGo(w)
+}
+
+func (l *leases) letGo(w *watch) {
+	if w.file != nil {
+		w.file.Close()
+		w.file = nil
+		l.kept--
+	}
 }
 
 // promised finds a node of a watch whose attributes are leased, 0 if none.
@@ -383,7 +426,7 @@ func (l *leases) promised(wd int32) fsproto.Node {
 // watches who opens it from then on. mu is held. The watch knows nothing of
 // the probe's own open, or it would set off the next one; a writer who came
 // before the watch was sharpened is found by the lease.
-func (l *leases) probe(fd int, st *unix.Statx_t) bool {
+func (l *leases) probe(w *watch, fd int, st *unix.Statx_t) bool {
 	path := fdPath(fd)
 	if as := l.o.as; st.Uid != as.uid && !as.privileged {
 		// Another user's file may not be probed (F_SETLEASE needs CAP_LEASE).
@@ -392,23 +435,28 @@ func (l *leases) probe(fd int, st *unix.Statx_t) bool {
 		_, err := unix.InotifyAddWatch(l.fd, path, fileMask)
 		return err == nil && st.Mode&0o022 == 0
 	}
+	if w.file != nil {
+		_, err := unix.InotifyAddWatch(l.fd, path, fileMask|unix.IN_OPEN)
+		return err == nil && unwritten(int(w.file.Fd()))
+	}
 	if _, err := unix.InotifyAddWatch(l.fd, path, fileMask); err != nil {
 		return false
 	}
 	file, openErr := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if openErr == nil {
-		defer unix.Close(file)
-	}
-	if _, err := unix.InotifyAddWatch(l.fd, path, fileMask|unix.IN_OPEN); err != nil {
-		return false
-	}
 	if openErr != nil {
 		return false
 	}
-	if _, err := unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+	defer unix.Close(file)
+	_, err := unix.InotifyAddWatch(l.fd, path, fileMask|unix.IN_OPEN)
+	return err == nil && unwritten(file)
+}
+
+// unwritten says whether nobody has a file open for writing.
+func unwritten(fd int) bool {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
 		return false
 	}
-	_, err := unix.FcntlInt(uintptr(file), unix.F_SETLEASE, unix.F_UNLCK)
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
 	return err == nil
 }
 
@@ -494,7 +542,7 @@ func (l *leases) attr(n *node, st *unix.Statx_t) (ok, fresh bool) {
 		return false, false
 	case p.attr:
 		return true, false
-	case n.fmt == unix.S_IFREG && !l.probe(n.fd, st):
+	case n.fmt == unix.S_IFREG && !l.probe(p.watch, n.fd, st):
 		p.watch.busy = true
 		return false, false
 	}
@@ -517,7 +565,7 @@ func (l *leases) forget(id fsproto.Node) {
 	delete(l.nodes, id)
 	delete(p.watch.nodes, id)
 	if len(p.watch.nodes) == 0 {
-		delete(l.watches, p.watch.wd)
+		l.unwatch(p.watch)
 		_, _ = unix.InotifyRmWatch(l.fd, uint32(p.watch.wd))
 	}
 }

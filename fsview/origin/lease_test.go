@@ -324,14 +324,26 @@ func TestProbesComeToRest(t *testing.T) {
 	path := a.dir + "/f"
 	must(t, os.WriteFile(path, []byte("x"), 0o644))
 	a.leased("f")
+	homes := []*Origin{a.o}
 	for range 5 {
 		b := start(t, Options{Leases: true})
+		homes = append(homes, b.o)
 		root, _, err := b.o.Root(a.dir)
 		must(t, err)
 		if e, err := b.o.Lookup(ctx, root, "f"); err != nil || e.Lease != full {
 			t.Fatalf("lookup by another: lease %d, %v", e.Lease, err)
 		}
 	}
+	// Each start compares what is open, the others' files too.
+	defer func() {
+		for _, o := range homes {
+			o.leases.mu.Lock()
+			for _, w := range o.leases.watches {
+				o.leases.letGo(w)
+			}
+			o.leases.mu.Unlock()
+		}
+	}()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	must(t, err)
 	defer unix.Close(fd)
@@ -355,5 +367,42 @@ func TestProbesComeToRest(t *testing.T) {
 		default:
 			_, _ = unix.Read(fd, buf)
 		}
+	}
+}
+
+// TestBusyFileStaysLeased: a file that every program here opens, such as
+// /etc/ld.so.cache, is leased all the same, until someone writes.
+func TestBusyFileStaysLeased(t *testing.T) {
+	w, r := leasing(t)
+	w.put("f", "content")
+	e := w.leased("f")
+	r.take()
+	for range 5 * maxLooks {
+		f, err := os.Open(w.dir + "/f")
+		must(t, err)
+		must(t, f.Close())
+		w.o.Settle()
+	}
+	if got := r.take(); len(got) > 0 {
+		t.Error("recalled, though only read: ", got)
+	}
+	if a, err := w.o.Getattr(ctx, e.Node, 0); err != nil || a.Lease != fsproto.LeaseAttr {
+		t.Error("lease ", a.Lease, err)
+	}
+	f, err := os.OpenFile(w.dir+"/f", os.O_RDWR, 0)
+	must(t, err)
+	w.o.Settle()
+	if got := r.take(); !attrOfNode(got, e.Node) {
+		t.Error("a writer came and nothing was recalled: ", got)
+	}
+	must(t, f.Close())
+	w.leased("f")
+	must(t, os.Remove(w.dir+"/f"))
+	w.o.Forget([]fsproto.Forgotten{{Node: e.Node, N: 100}})
+	w.o.Settle()
+	w.o.leases.mu.Lock()
+	defer w.o.leases.mu.Unlock()
+	if n := w.o.leases.kept; n != 0 {
+		t.Errorf("%d files are kept open", n)
 	}
 }
