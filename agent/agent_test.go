@@ -306,14 +306,8 @@ func TestStop(t *testing.T) {
 			t.Fatalf("%v: status %#x", s, status)
 		}
 		r.signal(unix.SIGCONT)
-		var resumed, cont bool
-		for !resumed || !cont {
-			relay, err := r.conn.RecvRelay()
-			if err != nil {
-				t.Fatal(err)
-			}
-			resumed = resumed || relay.Resumed
-			cont = cont || relay.Signal != nil && relay.Signal.Signo == int(unix.SIGCONT)
+		if got := r.relayed(); got.Signo != int(unix.SIGCONT) {
+			t.Fatalf("%+v", got)
 		}
 	}
 	r.send(homeproto.Answer{Continued: &rer.Continued{}}, ended(rer.Status{Code: 3}))

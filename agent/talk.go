@@ -31,7 +31,8 @@ type talk struct {
 	early   []signals.Info // signals before sent
 	witness *signals.Witness
 	giveUp  <-chan time.Time
-	last    int // the signal to give up by
+	halted  <-chan time.Time // set: this process was stopped, and no SIGCONT has come yet
+	last    int              // the signal to give up by
 }
 
 // answer is what receiving gave.
@@ -66,6 +67,10 @@ func (a *agent) talk(conn *homeproto.Conn, ask *homeproto.Ask) (outcome, error) 
 			if end, err := t.answer(got.a); end != nil || err != nil {
 				return *orZero(end), err
 			}
+		case <-t.halted:
+			// It did not stop: its group is orphaned. The command goes on too.
+			t.halted = nil
+			_ = conn.SendRelay(&homeproto.Relay{Resumed: true})
 		case <-t.giveUp:
 			a.message(fmt.Sprintf("rexec: %s does not answer; ended by %s", a.opt.Host, signals.Name(t.last)))
 			a.events.ended(rer.Status{Signal: t.last})
@@ -151,6 +156,9 @@ func (t *talk) dismiss() {
 }
 
 func (t *talk) signal(i signals.Info) {
+	if unix.Signal(i.Signo) == unix.SIGCONT {
+		t.halted = nil
+	}
 	if s := unix.Signal(i.Signo); !t.started && t.giveUp == nil && (s == unix.SIGINT || s == unix.SIGTERM) {
 		t.giveUp, t.last = time.After(patience), i.Signo
 	}
@@ -229,14 +237,17 @@ func (t *talk) whenStarted(s *rer.Started) {
 	}
 }
 
-// stop stops this process as the command stopped, and tells home when it runs
-// again.
+// unstopped is how long after a stop SIGCONT may take to arrive here.
+const unstopped = time.Second
+
+// stop stops this process as the command stopped. The SIGCONT that ends the
+// stop is relayed as any signal.
 func (t *talk) stop(signo int) {
 	t.events.write(event{Event: "stopped", Signo: signo})
 	if err := signals.StopSelf(signo); err != nil {
 		t.verbose("stop: %v", err)
 	}
-	_ = t.conn.SendRelay(&homeproto.Relay{Resumed: true})
+	t.halted = time.After(unstopped)
 }
 
 func (t *talk) stats(s *homeproto.Stats) {

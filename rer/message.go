@@ -77,6 +77,9 @@ type Signal struct {
 	UID   uint32   `cbor:"5,keyasint,omitempty"`
 	Value uint64   `cbor:"6,keyasint,omitempty"` // si_value
 	Group bool     `cbor:"7,keyasint,omitempty"` // from the terminal: to the job's whole process group
+	// Terminal is what changed while the job was stopped, if anything: its
+	// Termios and Foreground, where not empty, hold before SIGCONT comes.
+	Terminal *Terminal `cbor:"8,keyasint,omitempty"`
 }
 
 // Kill ends a job whose agent died: SIGHUP, then SIGKILL.

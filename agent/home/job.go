@@ -149,6 +149,7 @@ func (j *job) signal(sig *rer.Signal) {
 	}
 	if t != nil && sig.Signo == int(unix.SIGCONT) {
 		t.Resume(j)
+		sig.Terminal = t.News()
 	}
 	_ = j.sess.send(&rer.Message{Signal: sig})
 }

@@ -34,7 +34,8 @@ type Ask struct {
 // Relay is what the agent sends later.
 type Relay struct {
 	Signal *rer.Signal `cbor:"1,keyasint,omitempty"`
-	// Resumed: the agent runs again after it stopped as Answer.Stopped asked.
+	// Resumed: the agent did not stop as Answer.Stopped asked, since its group
+	// is orphaned. An end of a stop is told by Signal alone.
 	Resumed bool `cbor:"2,keyasint,omitempty"`
 }
 

@@ -413,6 +413,28 @@ func (t *Terminal) restore() {
 	}
 }
 
+// News looks at the terminal and gives what the session does not know of it
+// yet, to go with a signal that must not come before it; nil: nothing.
+func (t *Terminal) News() *rer.Terminal {
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tick()
+	if !t.tell.termios && !t.tell.group {
+		return nil
+	}
+	r := new(rer.Terminal)
+	if t.tell.termios {
+		r.Termios = EncodeTermios(&t.logical)
+	}
+	if t.tell.group {
+		r.Foreground = t.foreground
+	}
+	t.tell.termios, t.tell.group = false, false
+	return r
+}
+
 // news gives the messages that tell the session what changed. The caller has
 // the lock.
 func (t *Terminal) news() (msgs [][]byte) {

@@ -297,6 +297,9 @@ func (s *Session) signal(m *rer.Signal) {
 }
 
 func (j *job) deliver(m *rer.Signal) {
+	if j.term != nil && m.Terminal != nil {
+		j.term.news(m.Terminal)
+	}
 	err := j.s.init.Signal(m.ID, m.Signo, m.Code, m.Pid, m.UID, m.Value, m.Group)
 	if err != nil {
 		j.s.cfg.Logf("signal %d to job %x: %v", m.Signo, m.ID[:4], err)

@@ -64,6 +64,14 @@ func (t *terminal) update(r *rer.Terminal) {
 	t.setSize(unix.Winsize{Row: r.Rows, Col: r.Cols, Xpixel: r.X, Ypixel: r.Y})
 }
 
+// news applies what changed at home while a job was stopped.
+func (t *terminal) news(r *rer.Terminal) {
+	t.setTermios(r.Termios)
+	if r.Foreground > 0 {
+		t.foreground(r.Foreground)
+	}
+}
+
 func (t *terminal) receive() {
 	defer t.close()
 	for {
