@@ -122,8 +122,10 @@ func TestWalkUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, list := range []string{"", "/usr", "/usr:/usr/share:/etc"} {
-		for _, cwd := range []string{r.Home, "/usr/share", "/", "/proc/self", "/dev"} {
+	for list, cwds := range map[string][]string{
+		"": {r.Home, "/usr/share"}, "/usr:/usr/share:/etc": {r.Home, "/usr/share", "/", "/proc/self", "/dev"},
+	} {
+		for _, cwd := range cwds {
 			var dirs []*os.File
 			for _, name := range []string{"/", r.Home, "/usr/share", "/tmp", "/proc", "/etc"} {
 				f, err := os.Open(name)
