@@ -28,6 +28,10 @@ var seedFlag = flag.Int64("seed", seedOf(os.Getenv("REXEC_TEST_SEED")), "of the 
 const answerLimit = 60 * time.Second
 
 func TestMain(m *testing.M) {
+	// Tests wait for other processes more than they work.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	flag.Parse()
 	os.Exit(testenv.Main(m))
 }
@@ -55,8 +59,10 @@ type rig struct {
 	dir string // shown by the view
 }
 
+// newRig has the test run beside others: most of its time it waits.
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	t.Parallel()
 	r := &rig{Env: testenv.New(t), t: t}
 	r.dir = filepath.Join(r.Dir, "d")
 	if err := os.Mkdir(r.dir, 0o755); err != nil {
