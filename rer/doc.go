@@ -58,6 +58,22 @@
 //	'w' 4xuint16 window size changed, at home or by a job: rows, columns, x, y;
 //	            big endian
 //	'f' int32   home's foreground process group changed (big endian)
+//	'q' uint32  home's terminal has input in canonical mode: does a job read
+//	            (big endian, a number that the answer repeats; 0 takes the
+//	            last question back)?
+//	'r' uint32  answer to 'q': one does, or may (from the session)
+//	'p' flag bytes  input that home's terminal has edited and echoed: the pty
+//	            is to do neither. Flag 1: what one read(2) gave in canonical
+//	            mode, a line or, without a newline, what an end-of-file key
+//	            ended; empty: the end of the file
+//	'g' flag    from the session. 1: the jobs have made a foreground group of
+//	            their own, as a shell there does. Home's terminal is raw then
+//	            and what is typed goes as 'd'. 0 again: it is home's. Before
+//	            the first 'g' it is 0
+//
+// A Signal of si_code SI_KERNEL that stands for a key (SIGINT, SIGQUIT, SIGTSTP)
+// goes to the pty's foreground group, once for all jobs of the terminal that
+// the key's signal reached.
 //
 // Channels live on after Ended, for the job's descendants: home closes each
 // when it has had 'e' for what they write and 'h' for what they read. Paced

@@ -511,6 +511,7 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("description %+v", d)
 		}
 		ch := l.channel(r.Terminal.Channel)
+		_ = ch.Send([]byte{'g', 1})
 		_ = ch.Send([]byte("dname? "))
 		for {
 			m, err := ch.Recv()

@@ -147,11 +147,23 @@ func (j *job) signal(sig *rer.Signal) {
 			return // the far terminal makes its own
 		}
 	}
+	if t != nil && isKey(sig) && t.Twice(j, sig.Signo) {
+		return
+	}
 	if t != nil && sig.Signo == int(unix.SIGCONT) {
 		t.Resume(j)
 		sig.Terminal = t.News()
 	}
 	_ = j.sess.send(&rer.Message{Signal: sig})
+}
+
+// isKey says whether a terminal made a signal for a key.
+func isKey(sig *rer.Signal) bool {
+	switch syscall.Signal(sig.Signo) {
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP:
+		return sig.Code == siKernel
+	}
+	return false
 }
 
 // note does what a signal means here, and gives the job's terminal.

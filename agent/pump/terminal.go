@@ -26,9 +26,13 @@ const (
 // [Terminal.Detach]): whoever has the other end waits for the last to go.
 //
 // The terminal's settings are those of the job's view ("logical"): what a
-// local program would find. While a job's agent is in the foreground group the
-// terminal itself has them with raw input; at every other time it has them as
-// they are, and what others set then becomes the logical settings.
+// local program would find. The terminal itself has them too, so that keys are
+// echoed, edited and made signals of here, as for a local program; what others
+// set becomes the logical settings. While a job's agent is in the foreground
+// group, input is the jobs'. In canonical mode the session is asked whether
+// one of them reads, and then given one line, so what no job reads stays here.
+// Only while the jobs have a foreground group of their own at the far side,
+// since a shell runs there, input is raw and the far terminal does all that.
 type Terminal struct {
 	poller   *Poller
 	ch       Channel
@@ -56,7 +60,12 @@ type Terminal struct {
 	logical    unix.Termios
 	set        unix.Termios // what apply left
 	raw        bool
-	changed    chan struct{} // closed and replaced when raw changes
+	changed    chan struct{} // closed and replaced when raw or how to read changes
+	own        bool          // the jobs have a foreground group of their own
+	echoed     int           // bytes of raw input that were typed before it was raw
+	asked      uint32        // number of the last question whether a job reads
+	granted    chan struct{} // closed by the answer
+	keys       map[int]map[any]bool
 	size       unix.Winsize
 	foreground int32
 	written    uint64
@@ -207,7 +216,10 @@ func (t *Terminal) Describe(r *rer.Terminal) {
 // Join adds a job, whose agent is a process of home's.
 func (t *Terminal) Join(job any, agent int32) {
 	t.mu.Lock()
-	t.jobs[job] = &member{agent: agent}
+	if len(t.jobs) == 0 {
+		t.own, t.echoed = false, 0
+	}
+	t.jobs[job], t.keys = &member{agent: agent}, nil
 	t.tick()
 	t.mu.Unlock()
 	t.Look()
@@ -219,6 +231,7 @@ func (t *Terminal) Leave(job any) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.jobs, job)
+	t.keys = nil
 	t.tick()
 	return len(t.jobs)
 }
@@ -368,7 +381,8 @@ func (t *Terminal) follow(now unix.Termios, front bool) {
 		if now != t.set {
 			// Somebody at home changed something beneath us.
 			t.logical, t.tell.termios = carryOver(t.logical, t.set, now), true
-			t.apply(rawInput(t.logical))
+			t.apply(t.mode())
+			t.turn(true)
 		}
 	case t.raw:
 		// Where the shell has set its own mode already that one stays.
@@ -378,14 +392,68 @@ func (t *Terminal) follow(now unix.Termios, front bool) {
 		t.turn(false)
 	default:
 		// A shell that saved the raw mode when its job stopped puts it back.
-		if now != t.logical && !(front && now == rawInput(t.logical)) {
+		if now != t.logical && !(front && (now == t.mode() || now == t.set)) {
 			t.logical, t.tell.termios = now, true
 		}
 		if front {
-			t.apply(rawInput(t.logical))
+			t.apply(t.mode())
 			t.turn(true)
 		}
 	}
+}
+
+// mode is what the terminal has while its input is the jobs'.
+func (t *Terminal) mode() unix.Termios {
+	if t.own {
+		return rawInput(t.logical)
+	}
+	return readInput(t.logical)
+}
+
+// jobsOwn is told when jobs make a foreground group of their own, and when
+// they give the terminal back.
+func (t *Terminal) jobsOwn(own bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if own == t.own || t.ctl == nil {
+		return
+	}
+	t.own, t.echoed = own, 0
+	if !t.raw {
+		return
+	}
+	t.apply(t.mode())
+	if n, err := unix.IoctlGetInt(t.ctl.fd, unix.TIOCINQ); own && err == nil {
+		t.echoed = n
+	}
+	t.turn(true)
+}
+
+// Twice says whether a signal that a key made has come from another job's
+// agent already: each agent of the group has it, and all their jobs together
+// want it once.
+func (t *Terminal) Twice(job any, signo int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keys[signo][job] {
+		delete(t.keys[signo], job)
+		return true
+	}
+	others := make(map[any]bool)
+	own := int32(-1)
+	if m := t.jobs[job]; m != nil {
+		own, _, _ = jobControl(m.agent)
+	}
+	for other, m := range t.jobs {
+		if g, _, err := jobControl(m.agent); other != job && !m.stopped && err == nil && g == own {
+			others[other] = true
+		}
+	}
+	if t.keys == nil {
+		t.keys = make(map[int]map[any]bool)
+	}
+	t.keys[signo] = others
+	return false
 }
 
 // apply gives the terminal settings at once, dropping nothing, and remembers
@@ -474,6 +542,10 @@ func (t *Terminal) receive() {
 			t.jobSet(msg[1:])
 		case 'w':
 			t.jobResize(msg[1:])
+		case 'g':
+			t.jobsOwn(len(msg) == 2 && msg[1] != 0)
+		case 'r':
+			t.grant(msg[1:])
 		}
 	}
 }
@@ -492,12 +564,12 @@ func (t *Terminal) jobSet(body []byte) {
 	}
 	t.logical = set
 	if t.raw {
-		set = rawInput(set)
+		t.apply(t.mode())
+		t.turn(true)
+		return
 	}
 	t.apply(set)
-	if !t.raw {
-		t.logical = t.set
-	}
+	t.logical = t.set
 }
 
 // jobResize is a job's TIOCSWINSZ.
@@ -551,28 +623,66 @@ func (t *Terminal) write(b []byte) {
 	t.hungUp = err != nil && err != errStopped
 }
 
-// input sends what is typed while the input is raw.
+// input sends what is typed while the input is the jobs'.
 func (t *Terminal) input(from *end, stop <-chan struct{}) {
-	buf := make([]byte, 1+4096)
-	buf[0] = 'd'
+	buf := make([]byte, 2+4096)
 	for {
 		cancel, ok := t.whenRaw(stop)
 		if !ok {
 			return
 		}
-		n, err := t.tryInput(from, buf[1:])
+		got, err := t.poller.wait(from.fd, unix.EPOLLIN, cancel)
+		if err != nil || got&unix.EPOLLHUP == 0 && !t.mayRead(cancel) {
+			continue
+		}
+		msg, err := t.take(from, buf)
 		switch {
 		case err == unix.EAGAIN:
-			_, _ = t.poller.wait(from.fd, unix.EPOLLIN, cancel)
 			continue
-		case err != nil || n == 0:
+		case err != nil:
 			_ = t.ch.Send([]byte{'e'}) // hung up
 			return
 		}
 		t.settle()
-		if t.ch.Send(buf[:1+n]) != nil {
+		if t.ch.Send(msg) != nil {
 			return
 		}
+	}
+}
+
+// mayRead waits until a job reads, where that is asked. false: cancelled.
+func (t *Terminal) mayRead(cancel <-chan struct{}) bool {
+	t.mu.Lock()
+	if t.own || t.logical.Lflag&unix.ICANON == 0 {
+		t.mu.Unlock()
+		return true
+	}
+	if t.asked++; t.asked == 0 {
+		t.asked++ // 0 takes a question back
+	}
+	granted := make(chan struct{})
+	t.granted = granted
+	question := binary.BigEndian.AppendUint32([]byte{'q'}, t.asked)
+	t.mu.Unlock()
+	if t.ch.Send(question) != nil {
+		<-cancel
+		return false
+	}
+	select {
+	case <-granted:
+		return true
+	case <-cancel:
+		_ = t.ch.Send([]byte{'q', 0, 0, 0, 0})
+		return false
+	}
+}
+
+func (t *Terminal) grant(body []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(body) == 4 && t.granted != nil && binary.BigEndian.Uint32(body) == t.asked {
+		close(t.granted)
+		t.granted = nil
 	}
 }
 
@@ -598,13 +708,36 @@ func (t *Terminal) whenRaw(stop <-chan struct{}) (<-chan struct{}, bool) {
 	}
 }
 
-// tryInput reads under the lock: once the input is not raw any more, what
-// lies there belongs to others.
-func (t *Terminal) tryInput(from *end, b []byte) (int, error) {
+// take reads under the lock, since once the input is not the jobs' what lies
+// there belongs to others, and gives the message that carries it.
+func (t *Terminal) take(from *end, buf []byte) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.raw {
-		return 0, unix.EAGAIN
+		return nil, unix.EAGAIN
 	}
-	return from.tryRead(b)
+	body := buf[2:]
+	if t.own && t.echoed > 0 {
+		body = body[:min(len(body), t.echoed)]
+	}
+	n, err := from.tryRead(body)
+	if err == nil && n == 0 && (t.own || t.logical.Lflag&unix.ICANON == 0 || from.events(0)&unix.POLLHUP != 0) {
+		err = unix.EIO
+	}
+	if err != nil {
+		return nil, err
+	}
+	buf[0], buf[1] = 'p', 0
+	switch {
+	case !t.own:
+		if t.logical.Lflag&unix.ICANON != 0 {
+			buf[1] = 1
+		}
+	case t.echoed > 0:
+		t.echoed -= min(n, t.echoed)
+	default:
+		buf[1] = 'd'
+		return buf[1 : 2+n], nil
+	}
+	return buf[:2+n], nil
 }

@@ -2,6 +2,7 @@ package pump
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
@@ -66,9 +67,11 @@ func TestTerminalRawOnlyInForeground(t *testing.T) {
 	before := a.termios(t)
 	term := attach(t, a, ch)
 	pid := int32(a.cmd.Process.Pid)
-	if term.Join("job", pid); a.termios(t).Lflag&cooked != 0 {
-		t.Error("not raw in the foreground")
+	if term.Join("job", pid); a.termios(t) != before {
+		t.Error("raw though the jobs have no group of their own")
 	}
+	ch.say('g', 1)
+	eventually(t, "raw input", func() bool { return a.termios(t).Lflag&cooked == 0 })
 	if a.termios(t).Oflag != before.Oflag {
 		t.Error("output settings touched")
 	}
@@ -86,6 +89,55 @@ func TestTerminalRawOnlyInForeground(t *testing.T) {
 	}
 	if term.Leave("job"); a.termios(t) != before {
 		t.Error("not restored")
+	}
+}
+
+// message waits for home's n-th message, without its settings and the like.
+func (f *fake) message(t *testing.T, n int, want string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("message %q", want), func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.got) > n && string(f.got[n]) == want
+	})
+}
+
+// TestTerminalGivesLines: a line leaves when a job reads, and no other does.
+func TestTerminalGivesLines(t *testing.T) {
+	a, ch := newAgent(t), newFake()
+	term := attach(t, a, ch)
+	pid := int32(a.cmd.Process.Pid)
+	term.Join("job", pid)
+	if _, err := a.master.Write([]byte("onx\x7fe\r\x04two\rthree\r")); err != nil {
+		t.Fatal(err)
+	}
+	ch.message(t, 0, "q\x00\x00\x00\x01")
+	ch.say('r', 0, 0, 0, 1)
+	ch.message(t, 1, "p\x01one\n")
+	ch.message(t, 2, "q\x00\x00\x00\x02")
+	ch.say('r', 0, 0, 0, 1) // late
+	ch.say('r', 0, 0, 0, 2)
+	ch.message(t, 3, "p\x01") // the end of the file
+	ch.message(t, 4, "q\x00\x00\x00\x03")
+	term.Leave("job")
+	ch.message(t, 5, "q\x00\x00\x00\x00")
+	buf := make([]byte, 80)
+	if n, err := a.tty.Read(buf); string(buf[:n]) != "two\n" {
+		t.Errorf("left %q, %v", buf[:n], err)
+	}
+}
+
+// TestTerminalKeyTwice: one key, two agents in its group.
+func TestTerminalKeyTwice(t *testing.T) {
+	a, ch := newAgent(t), newFake()
+	term := attach(t, a, ch)
+	pid := int32(a.cmd.Process.Pid)
+	term.Join("one", pid)
+	term.Join("two", pid)
+	for i, job := range []any{"one", "two", "two", "one"} {
+		if got := term.Twice(job, 2); got != (i%2 == 1) {
+			t.Errorf("signal %d: %v", i, got)
+		}
 	}
 }
 
@@ -118,6 +170,7 @@ func TestTerminalJobSettingsPersist(t *testing.T) {
 	set.Lflag &^= unix.ECHO
 	set.Oflag &^= unix.OPOST
 	set.Cc[unix.VERASE] = 8
+	ch.say('g', 1)
 	ch.say('t', EncodeTermios(&set)...)
 	eventually(t, "job's output settings", func() bool { return a.termios(t).Oflag&unix.OPOST == 0 })
 	if a.termios(t).Lflag&cooked != 0 {

@@ -51,6 +51,14 @@ func rawInput(t unix.Termios) unix.Termios {
 	return t
 }
 
+// readInput gives t for a reader that reads when there is something.
+func readInput(t unix.Termios) unix.Termios {
+	if t.Lflag&unix.ICANON == 0 {
+		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	}
+	return t
+}
+
 // carryOver applies to t what differs between was and is.
 func carryOver(t, was, is unix.Termios) unix.Termios {
 	t.Iflag ^= was.Iflag ^ is.Iflag

@@ -300,6 +300,12 @@ func (j *job) deliver(m *rer.Signal) {
 	if j.term != nil && m.Terminal != nil {
 		j.term.news(m.Terminal)
 	}
+	if j.term != nil && fromTerminal(m) {
+		if err := j.term.press(m.Signo); err != nil {
+			j.s.cfg.Logf("key of signal %d for job %x: %v", m.Signo, m.ID[:4], err)
+		}
+		return
+	}
 	err := j.s.init.Signal(m.ID, m.Signo, m.Code, m.Pid, m.UID, m.Value, m.Group)
 	if err != nil {
 		j.s.cfg.Logf("signal %d to job %x: %v", m.Signo, m.ID[:4], err)

@@ -3,7 +3,9 @@ package session
 import (
 	"encoding/binary"
 	"os"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,12 +39,18 @@ type terminal struct {
 	fresh bool             // a job has made the settings, since report last told
 	jobs  int
 	kick  chan struct{} // capacity 1: jobs changed
+	front int32         // home's foreground process group
+	led   int           // the pty's, as it was last looked at, by its number outside
+	own   bool          // told home: jobs have made the pty's foreground group
 	once  sync.Once
 	done  chan struct{}
+
+	question atomic.Uint32 // of home's: whether a job reads; 0: none
+	asked    chan struct{} // capacity 1
 }
 
 func newTerminal(key launch.TerminalKey, ch channel, master *os.File) *terminal {
-	t := &terminal{key: key, ch: ch, master: master, kick: make(chan struct{}, 1), done: make(chan struct{})}
+	t := &terminal{key: key, ch: ch, master: master, kick: make(chan struct{}, 1), done: make(chan struct{}), asked: make(chan struct{}, 1)}
 	t.out, t.in = newOutput(ch, master), newInput(ch, master, false)
 	t.in.tty = true
 	t.out.before = t.compare
@@ -55,19 +63,44 @@ func (t *terminal) start(r *rer.Terminal) {
 	t.setSize(unix.Winsize{Row: r.Rows, Col: r.Cols, Xpixel: r.X, Ypixel: r.Y})
 	go func() { t.out.run(); t.close() }()
 	go t.receive()
+	t.homeFront(r.Foreground)
 	go t.watch()
+	go t.answers()
 }
 
 // update applies what a later request says.
 func (t *terminal) update(r *rer.Terminal) {
 	t.setTermios(r.Termios)
 	t.setSize(unix.Winsize{Row: r.Rows, Col: r.Cols, Xpixel: r.X, Ypixel: r.Y})
+	t.homeFront(r.Foreground)
+}
+
+func (t *terminal) homeFront(pgrp int32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.front, t.led = pgrp, 0
+}
+
+// fromTerminal says that a signal is one that home's terminal made for a key.
+func fromTerminal(m *rer.Signal) bool {
+	s := unix.Signal(m.Signo)
+	return m.Code == siKernel && (s == unix.SIGINT || s == unix.SIGQUIT || s == unix.SIGTSTP)
+}
+
+// siKernel is si_code of signals that the kernel makes.
+const siKernel = 0x80
+
+// press sends a signal to the pty's foreground group as if its key were pressed
+// here (TIOCSIG).
+func (t *terminal) press(signo int) error {
+	return control(t.master, func(fd int) error { return unix.IoctlSetInt(fd, unix.TIOCSIG, signo) })
 }
 
 // news applies what changed at home while a job was stopped.
 func (t *terminal) news(r *rer.Terminal) {
 	t.setTermios(r.Termios)
 	if r.Foreground > 0 {
+		t.homeFront(r.Foreground)
 		t.foreground(r.Foreground)
 	}
 }
@@ -90,6 +123,19 @@ func (t *terminal) handle(kind byte, body []byte) {
 	case 'd':
 		t.settle()
 		t.in.write(body)
+	case 'p':
+		if len(body) > 0 {
+			t.settle()
+			t.given(body[0] != 0, body[1:])
+		}
+	case 'q':
+		if len(body) == 4 {
+			t.question.Store(binary.BigEndian.Uint32(body))
+			select {
+			case t.asked <- struct{}{}:
+			default:
+			}
+		}
 	case 't':
 		t.setTermios(body)
 	case 'w':
@@ -101,6 +147,7 @@ func (t *terminal) handle(kind byte, body []byte) {
 		}
 	case 'f':
 		if len(body) == 4 {
+			t.homeFront(int32(binary.BigEndian.Uint32(body)))
 			t.foreground(int32(binary.BigEndian.Uint32(body)))
 		}
 	}
@@ -135,6 +182,10 @@ func (t *terminal) leave() { t.count(-1) }
 
 func (t *terminal) count(n int) {
 	t.mu.Lock()
+	if t.jobs == 0 {
+		t.own, t.led = false, 0
+		_ = t.ch.Send([]byte{'g', 0})
+	}
 	t.jobs += n
 	t.mu.Unlock()
 	select {
@@ -177,12 +228,41 @@ func (t *terminal) look() bool {
 		}
 		_ = t.ch.Send(msg)
 	}
+	t.lead()
 	now, err := t.termios()
 	if err != nil || now == t.known {
 		return false
 	}
 	t.known, t.fresh = now, true
 	return true
+}
+
+// lead tells home whether the pty's foreground group is one that a job has
+// made, as shells do; mu is held.
+func (t *terminal) lead() {
+	group := 0
+	err := control(t.master, func(fd int) (err error) {
+		group, err = unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+		return err
+	})
+	if err != nil || group <= 0 || group == t.led {
+		return
+	}
+	inner := innerPid(group)
+	if inner == 0 {
+		return // its leader has ended; whose it was stays true
+	}
+	comm, _ := procStat("/proc/" + strconv.Itoa(group) + "/stat")
+	own := inner != t.front && comm != "ghost"
+	if t.led = group; own == t.own {
+		return
+	}
+	t.own = own
+	msg := []byte{'g', 0}
+	if own {
+		msg[1] = 1
+	}
+	_ = t.ch.Send(msg)
 }
 
 func (t *terminal) winsize() (size unix.Winsize, err error) {

@@ -1,0 +1,126 @@
+package session
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How often a terminal's jobs are looked at while home has input for them.
+const (
+	askFirst = 2 * time.Millisecond
+	askLast  = 100 * time.Millisecond
+)
+
+// elsewhere are the places in the kernel where a thread surely does not wait
+// for its terminal. Any other may be a read of it or a poll.
+var elsewhere = []string{
+	"hrtimer_nanosleep", "do_nanosleep", "do_wait", "pipe_read", "anon_pipe_read", "pipe_write", "anon_pipe_write",
+	"futex_", "do_sigtimedwait", "sigsuspend", "request_wait_answer", "fuse_", "wait_for_completion", "vfork",
+}
+
+// answers tells home when a job reads, for each of its questions, until the
+// terminal ends.
+func (t *terminal) answers() {
+	delay := askFirst
+	for {
+		var tick <-chan time.Time
+		if seq := t.question.Load(); seq != 0 {
+			if t.wanted() {
+				t.question.CompareAndSwap(seq, 0)
+				_ = t.ch.Send([]byte{'r', byte(seq >> 24), byte(seq >> 16), byte(seq >> 8), byte(seq)})
+				continue
+			}
+			tick = time.After(delay)
+			delay = min(2*delay, askLast)
+		}
+		select {
+		case <-t.done:
+			return
+		case <-t.asked:
+			delay = askFirst
+		case <-tick:
+		}
+	}
+}
+
+// wanted says whether a job may be waiting for the terminal's input.
+func (t *terminal) wanted() bool {
+	group, canon := 0, false
+	err := control(t.master, func(fd int) error {
+		tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
+		}
+		canon = tio.Lflag&unix.ICANON != 0
+		group, err = unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+		return err
+	})
+	if err != nil || !t.used() {
+		return false
+	}
+	return !canon || groupWaits(group)
+}
+
+// groupWaits says whether a thread of a process group waits for something that
+// may be the terminal.
+func groupWaits(group int) bool {
+	names, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range names {
+		comm, f := procStat(name)
+		if len(f) < 3 || f[2] != strconv.Itoa(group) || comm == "ghost" {
+			continue
+		}
+		threads, _ := filepath.Glob(filepath.Dir(name) + "/task/[0-9]*/stat")
+		for _, thread := range threads {
+			if threadWaits(thread) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func threadWaits(stat string) bool {
+	if _, f := procStat(stat); len(f) == 0 || f[0] != "S" {
+		return false
+	}
+	at, err := os.ReadFile(filepath.Dir(stat) + "/wchan")
+	if err != nil {
+		return !os.IsNotExist(err)
+	}
+	for _, place := range elsewhere {
+		if strings.Contains(string(at), place) {
+			return false
+		}
+	}
+	return true
+}
+
+// procStat gives a process's name and what follows it: state, parent, group.
+func procStat(name string) (comm string, fields []string) {
+	b, err := os.ReadFile(name)
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if err != nil || open < 0 || end < open {
+		return "", nil
+	}
+	return string(b[open+1 : end]), strings.Fields(string(b[end+1:]))
+}
+
+// innerPid is a process's number in its own PID namespace; 0: it is gone.
+func innerPid(outer int) int32 {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(outer) + "/status")
+	_, rest, _ := strings.Cut(string(b), "\nNSpid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	f := strings.Fields(line)
+	if len(f) == 0 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(f[len(f)-1], 10, 32)
+	return int32(n)
+}
