@@ -94,7 +94,8 @@ func (o *order) round() (c change, path string, op []any) {
 		}
 		op = append(op, a)
 	}
-	if job, local := o.job.do("look", path), o.local.do("look", path); job != local {
+	o.job.ask("look", path)
+	if local, job := o.local.do("look", path), o.job.answer(); job != local {
 		o.t.Fatalf("round %d, before %s of %s: job %q, local %q", o.n, c.name, path, job, local)
 	}
 	return c, path, op
@@ -131,7 +132,7 @@ func TestOrderIn(t *testing.T) {
 // TestOrderSignal: a file is changed here, then the job gets a signal.
 func TestOrderSignal(t *testing.T) {
 	o := newOrder(t)
-	for range times(300, 100_000) {
+	for range times(200, 100_000) {
 		c, path, op := o.round()
 		o.job.ok("await", path) // its first line; it waits from then on
 		o.local.ok(op[0].(string), op[1:]...)
@@ -157,7 +158,7 @@ func TestMaps(t *testing.T) {
 		w.ok("open", 0, unix.O_RDWR, 0, "m")
 		w.ok("map", 0, 0, unix.PROT_READ|unix.PROT_WRITE)
 	}
-	for i := range times(300, 20_000) {
+	for i := range times(200, 20_000) {
 		at, n := o.rnd.Intn(1<<15), 1+o.rnd.Intn(1<<14)
 		writer, reader := sides[i%2], sides[1-i%2]
 		op := pick(o.rnd, "mapwrite", "pwrite")
@@ -190,7 +191,7 @@ func (o *order) contend(kind string) {
 	if err := os.WriteFile(counter, []byte("0\n"), 0o644); err != nil {
 		o.t.Fatal(err)
 	}
-	n := times(300, 10_000)
+	n := times(200, 10_000)
 	o.job.ask("count", kind, "counter", n)
 	o.local.ask("count", kind, "counter", n)
 	for _, w := range []*worker{o.job, o.local} {

@@ -45,7 +45,7 @@ func TestSqlite(t *testing.T) {
 			// Commands of one process, each its own transaction. A WAL
 			// reader whose view is old gets BUSY at once when it writes, so
 			// each takes the write lock at its beginning.
-			n := times(100, 5000)
+			n := times(60, 5000)
 			text := func(who string) string {
 				return `i=0; { echo .timeout 60000; while [ $i -lt ` + itoa(n) + ` ]; do i=$((i+1));
 					echo "begin immediate; insert into t values('` + who + `', (select count(*) from t where who='` + who + `')); commit;"
@@ -71,7 +71,7 @@ func TestGit(t *testing.T) {
 	r.must(r.local("/bin/sh", "-c", "git init -q -b main repo && cd repo && "+who+
 		" && git commit -q --allow-empty -m first && git worktree add -q ../other"))
 	text := func(dir string) string {
-		return `set -e; cd ` + dir + `; i=0; while [ $i -lt ` + itoa(times(6, 300)) + ` ]; do i=$((i+1));
+		return `set -e; cd ` + dir + `; i=0; while [ $i -lt ` + itoa(times(4, 300)) + ` ]; do i=$((i+1));
 			mkdir -p d$i; echo ` + dir + ` $i >d$i/f; echo $i >>log; git add .; git commit -qm "` + dir + ` $i"; git tag ` + dir + `$i; done`
 	}
 	r.together(text("repo"), text("other"))
@@ -84,7 +84,7 @@ func TestGit(t *testing.T) {
 	if here != job {
 		t.Errorf("here %s\njob %s", here, job)
 	}
-	if got, want := strings.Count(here, " "), 2*times(6, 300); got != want {
+	if got, want := strings.Count(here, " "), 2*times(4, 300); got != want {
 		t.Errorf("%d commits, want %d:\n%s", got, want, here)
 	}
 }
