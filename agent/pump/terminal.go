@@ -203,14 +203,17 @@ func TerminalDev(fd int) (uint64, bool) {
 	return dev, err == nil
 }
 
-// Describe fills in what a request says of the terminal.
+// Describe fills in what a request says of the terminal, which the session is
+// not told otherwise then.
 func (t *Terminal) Describe(r *rer.Terminal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.tick()
 	r.Dev = t.dev
 	r.Termios = EncodeTermios(&t.logical)
 	r.Rows, r.Cols, r.X, r.Y = t.size.Row, t.size.Col, t.size.Xpixel, t.size.Ypixel
 	r.Foreground = t.foreground
+	t.tell.termios, t.tell.group = false, false
 }
 
 // Join adds a job, whose agent is a process of home's.
@@ -503,10 +506,13 @@ func (t *Terminal) News() *rer.Terminal {
 	return r
 }
 
-// news gives the messages that tell the session what changed. The caller has
-// the lock.
+// news gives the messages that tell the session what changed. While all jobs
+// are stopped that can wait for a request or SIGCONT, with which it goes, and
+// must: a message by the channel might come after what it says is over. The
+// caller has the lock.
 func (t *Terminal) news() (msgs [][]byte) {
-	if t.tell.termios {
+	running := t.running()
+	if running && t.tell.termios {
 		msgs = append(msgs, append([]byte{'t'}, EncodeTermios(&t.logical)...))
 	}
 	if t.tell.size {
@@ -516,10 +522,13 @@ func (t *Terminal) news() (msgs [][]byte) {
 		}
 		msgs = append(msgs, b)
 	}
-	if t.tell.group {
+	if running && t.tell.group {
 		msgs = append(msgs, binary.BigEndian.AppendUint32([]byte{'f'}, uint32(t.foreground)))
 	}
-	t.tell = tell{}
+	t.tell.size = false
+	if running {
+		t.tell = tell{}
+	}
 	return msgs
 }
 

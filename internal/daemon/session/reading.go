@@ -70,11 +70,23 @@ func (t *terminal) wanted() bool {
 // groupWaits says whether a thread of a process group waits for something that
 // may be the terminal.
 func groupWaits(group int) bool {
-	names, _ := filepath.Glob("/proc/[0-9]*/stat")
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return true
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
 	for _, name := range names {
+		if name[0] < '1' || name[0] > '9' {
+			continue
+		}
+		name = "/proc/" + name + "/stat"
 		comm, f := procStat(name)
 		if len(f) < 3 || f[2] != strconv.Itoa(group) || comm == "ghost" {
 			continue
+		}
+		if nonblocking(filepath.Dir(name)) {
+			return true
 		}
 		threads, _ := filepath.Glob(filepath.Dir(name) + "/task/[0-9]*/stat")
 		for _, thread := range threads {
@@ -84,6 +96,16 @@ func groupWaits(group int) bool {
 		}
 	}
 	return false
+}
+
+// nonblocking says whether a process reads its standard input now and then,
+// without ever waiting in it.
+func nonblocking(proc string) bool {
+	b, _ := os.ReadFile(proc + "/fdinfo/0")
+	_, rest, _ := strings.Cut(string(b), "flags:")
+	line, _, _ := strings.Cut(rest, "\n")
+	flags, err := strconv.ParseUint(strings.TrimSpace(line), 8, 64)
+	return err == nil && flags&unix.O_NONBLOCK != 0
 }
 
 func threadWaits(stat string) bool {
