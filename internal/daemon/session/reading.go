@@ -64,7 +64,15 @@ func (t *terminal) wanted() bool {
 	if err != nil || !t.used() {
 		return false
 	}
-	return !canon || groupWaits(group)
+	if !canon {
+		return true
+	}
+	// Twice, lest one is taken for a reader that is just being woken.
+	if !groupWaits(group) {
+		return false
+	}
+	time.Sleep(time.Millisecond)
+	return groupWaits(group)
 }
 
 // groupWaits says whether a thread of a process group waits for something that
@@ -109,12 +117,19 @@ func nonblocking(proc string) bool {
 }
 
 func threadWaits(stat string) bool {
-	if _, f := procStat(stat); len(f) == 0 || f[0] != "S" {
-		return false
-	}
-	at, err := os.ReadFile(filepath.Dir(stat) + "/wchan")
-	if err != nil {
-		return !os.IsNotExist(err)
+	var at []byte
+	for range 5 {
+		if _, f := procStat(stat); len(f) == 0 || f[0] != "S" {
+			return false
+		}
+		var err error
+		if at, err = os.ReadFile(filepath.Dir(stat) + "/wchan"); err != nil {
+			return !os.IsNotExist(err)
+		}
+		if string(at) != "0" {
+			break
+		}
+		time.Sleep(time.Millisecond) // it runs again, or nobody may know where it waits
 	}
 	for _, place := range elsewhere {
 		if strings.Contains(string(at), place) {
