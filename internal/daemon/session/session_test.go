@@ -146,7 +146,8 @@ func TestSignals(t *testing.T) {
 func TestStopAndContinue(t *testing.T) {
 	h := newHome(t, Config{})
 	j := h.request(t.TempDir())
-	j.req.Shell = []byte("echo a; kill -STOP $$; echo b")
+	// What ends at once after it was continued is only told to have ended.
+	j.req.Shell = []byte("echo a; kill -STOP $$; echo b; exec sleep 1000")
 	j.launch().started()
 	m := j.next()
 	if m == nil || m.Stopped == nil || m.Stopped.Signo != int(unix.SIGSTOP) || m.Stopped.Sent[0].Bytes != 2 {
@@ -156,6 +157,8 @@ func TestStopAndContinue(t *testing.T) {
 	if m := j.next(); m == nil || m.Continued == nil {
 		t.Fatalf("continued: %s", describe(m))
 	}
+	j.stdout.wait(t, "b", func() bool { return j.stdout.data.Len() >= 4 })
+	h.send(&rer.Message{Signal: &rer.Signal{ID: j.req.ID, Signo: int(unix.SIGTERM)}})
 	if j.wait(); j.stdout.text() != "a\nb\n" {
 		t.Errorf("output %q", j.stdout.text())
 	}
