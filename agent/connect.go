@@ -67,7 +67,7 @@ func Connect(path string, start []string) (*homeproto.Conn, error) {
 	if conn, err = homeproto.Dial(path); err == nil || !absent(err) {
 		return conn, err
 	}
-	if err := launchHome(start, path); err != nil {
+	if err := launchHome(start, path, lock); err != nil {
 		return nil, err
 	}
 	return homeproto.Dial(path)
@@ -97,12 +97,14 @@ func lockFile(name string) (*os.File, error) {
 }
 
 // launchHome runs the first of home's two processes, which listens, leaves the
-// listener to the second and ends ([Listen]).
-func launchHome(start []string, path string) error {
+// listener to the second and ends ([Listen]). It has the lock too: an agent that
+// is killed meanwhile must not let the next one start another.
+func launchHome(start []string, path string, lock *os.File) error {
 	cmd := exec.Command(start[0], append(start[1:], path)...)
 	cmd.Dir = "/"
 	var said bytes.Buffer
 	cmd.Stderr = &said
+	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("start home: %w: %s", err, strings.TrimSpace(said.String()))

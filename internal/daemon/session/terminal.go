@@ -53,7 +53,7 @@ func newTerminal(key launch.TerminalKey, ch channel, master *os.File) *terminal 
 	t := &terminal{key: key, ch: ch, master: master, kick: make(chan struct{}, 1), done: make(chan struct{}), asked: make(chan struct{}, 1)}
 	t.out, t.in = newOutput(ch, master), newInput(ch, master, false)
 	t.in.tty = true
-	t.out.before = t.compare
+	t.out.before = t.beforeOutput
 	return t
 }
 
@@ -165,6 +165,7 @@ func (t *terminal) watch() {
 			return
 		case <-t.kick:
 		case <-tick:
+			t.out.drain() // what was written under the former settings goes first
 			t.compare()
 		}
 	}
@@ -192,6 +193,27 @@ func (t *terminal) count(n int) {
 	case t.kick <- struct{}{}:
 	default:
 	}
+}
+
+// beforeOutput tells home of changed settings before it gets what was written
+// under them. What was read may be older than the settings: where these have
+// carriage returns added again they wait for the next tick, as home would add
+// them to the older bytes; until then it shows bytes as they come.
+func (t *terminal) beforeOutput() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, err := t.termios()
+	if err == nil && addsReturns(now) && !addsReturns(t.known) {
+		return
+	}
+	if t.look() {
+		_ = t.ch.Send(append([]byte{'t'}, t.known[:]...))
+	}
+}
+
+func addsReturns(b [termiosLen]byte) bool {
+	const both = unix.OPOST | unix.ONLCR
+	return binary.BigEndian.Uint32(b[4:])&both == both
 }
 
 // compare tells home of settings and a size that a job has changed.
